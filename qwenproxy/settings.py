@@ -1,0 +1,125 @@
+"""Every knob once: its name with its unit, its default, what it does.
+
+A value comes from the environment or from `.env` beside the start script, as `QWENPROXY_<NAME>`; the five names
+that the older proxies used plain (`PORT`, `HOST`, `SKIP_ACCOUNT_MENU`, `NON_INTERACTIVE`, `DEFAULT_MODEL`) are
+understood plain too. Nothing else in the package reads the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "QWENPROXY_"
+PLAIN = ("PORT", "HOST", "SKIP_ACCOUNT_MENU", "NON_INTERACTIVE", "DEFAULT_MODEL")
+THINKING_PATIENCE = 3
+"""A thinking model may be silent for minutes: its first-byte and idle limits are this many times longer (protocol §13)."""
+
+
+class SettingsError(ValueError):
+    """A value that cannot be used, in one line: the variable, the value, what is allowed."""
+
+
+def _plain(name: str) -> AliasChoices:
+    return AliasChoices(PREFIX + name, name)
+
+
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    host: str = Field(
+        "127.0.0.1", validation_alias=_plain("HOST"), description="Address to listen on; loopback only."
+    )
+    port: int = Field(
+        3264, ge=0, le=65_535, validation_alias=_plain("PORT"), description="Port to listen on."
+    )
+    session_dir: Path = Field(Path("session"), description="Accounts, chats and logs; private.")
+    upstream: str = Field("https://chat.qwen.ai", description="The service.")
+    auth_upstream: str = Field("https://auth.qwen.ai", description="The service's sign-in host.")
+    browser: str = Field("", description="Chromium: a path, or chrome, msedge or chromium. Empty: found.")
+    headless: bool = Field(True, description="0 shows the browser window.")
+    proxy: str = Field("", description="Proxy server for Chromium, e.g. socks5://127.0.0.1:1080.")
+    default_model: str = Field(
+        "qwen3.7-plus",
+        validation_alias=_plain("DEFAULT_MODEL"),
+        description="What the model name qwen means.",
+    )
+    unknown_model: Literal["refuse", "default"] = Field(
+        "refuse", description="default: a model name nobody knows means the default model."
+    )
+    slots_per_account: int = Field(2, ge=1, le=1000, description="Answers at once per account.")
+    pace_s: Seconds = Field(0, description="Least time between two requests of one account.")
+    max_in_flight: int = Field(100, ge=1, le=10_000, description="Requests inside at once; more are refused.")
+    max_prompt_bytes: int = Field(90_000, ge=1_000, description="Largest request body sent to the service.")
+    queue_timeout_s: Seconds = Field(120, description="Longest wait for a free account.")
+    first_byte_timeout_s: Seconds = Field(
+        60, description="Longest wait for an answer's start; 3 times that while thinking."
+    )
+    idle_timeout_s: Seconds = Field(
+        60, description="Longest silence inside an answer; 3 times that while thinking."
+    )
+    total_timeout_s: Seconds = Field(1800, description="Longest answer.")
+    drain_s: Seconds = Field(20, description="Time that running answers get when the proxy stops.")
+    heartbeat_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        10, description="Between comments on a silent stream."
+    )
+    keep_chats: bool = Field(False, description="1 keeps the chats of completions in the web account.")
+    allowed_hosts: Names = Field((), description="Further host names clients may use, comma-separated.")
+    allowed_origins: Names = Field((), description="Web origins that may call, comma-separated, exact.")
+    stay_up: bool = Field(False, description="1 keeps serving when no account is usable.")
+    skip_account_menu: bool = Field(
+        False, validation_alias=_plain("SKIP_ACCOUNT_MENU"), description="1 starts serving at once."
+    )
+    non_interactive: bool = Field(
+        False, validation_alias=_plain("NON_INTERACTIVE"), description="1 never asks anything."
+    )
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
+    @field_validator("upstream", "auth_upstream")
+    @classmethod
+    def _origin(cls, value: str) -> str:
+        url = urlsplit(value.rstrip("/"))
+        if url.scheme not in {"http", "https"} or not url.hostname or url.path or url.query or url.username:
+            raise ValueError("an origin such as https://chat.qwen.ai")
+        return value.rstrip("/")
+
+
+def load(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of this start; `overrides` (the command line's) win over environment and `.env`.
+
+    Raises:
+        SettingsError: the first value that cannot be used.
+    """
+    try:
+        return Settings(**dict(overrides or {}))
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        name = (
+            name if name.upper() in PLAIN and name.isupper() else PREFIX + name.upper().removeprefix(PREFIX)
+        )
+        allowed = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}={first.get('input')!r} cannot be used: {allowed}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(".env cannot be read: it is not UTF-8 text") from None
