@@ -54,7 +54,7 @@ class Thinking:
 class Text:
     text: str
     output_tokens: int = 0
-    """Tokens of visible answer up to and with this piece, as the service counts them; 0 where it does not say."""
+    """Tokens of the visible answer up to and with this piece, as the service counts them; 0: not said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Every knob once: its name with its unit, its default, what it does.
 
-A value comes from the environment or from `.env` beside the start script, as `QWENPROXY_<NAME>`; the five names
-that the older proxies used plain (`PORT`, `HOST`, `SKIP_ACCOUNT_MENU`, `NON_INTERACTIVE`, `DEFAULT_MODEL`) are
-understood plain too. Nothing else in the package reads the environment.
+A value comes from the environment or from `.env` beside the start script, as `QWENPROXY_<NAME>`; the five
+names that the older proxies used plain (`PORT`, `HOST`, `SKIP_ACCOUNT_MENU`, `NON_INTERACTIVE`,
+`DEFAULT_MODEL`) are understood plain too. Nothing else in the package reads the environment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIX = "QWENPROXY_"
 PLAIN = ("PORT", "HOST", "SKIP_ACCOUNT_MENU", "NON_INTERACTIVE", "DEFAULT_MODEL")
 THINKING_PATIENCE = 3
-"""A thinking model may be silent for minutes: its first-byte and idle limits are this many times longer (protocol §13)."""
+"""First-byte and idle limits are this many times longer while a model thinks (protocol §13)."""
 
 
 class SettingsError(ValueError):
