@@ -30,6 +30,9 @@ QwenProxyError                      500 internal_error
 ├── BrowserError                    503 browser_unavailable
 │   ├── BrowserMissing              503 browser_unavailable    no Chromium on this computer; how to get one
 │   └── BrowserLost                 503 browser_unavailable    page, browser or driver died under a call
+├── StoreError                      500 internal_error         the session folder
+│   ├── SessionDamaged              500 internal_error         a file is there and cannot be read
+│   └── SessionLocked               500 internal_error         another program holds it
 └── ShuttingDown                    503 shutting_down
 
 A message is for people: it never holds a token, a path of this computer or upstream HTML.
@@ -204,6 +207,18 @@ class BrowserMissing(BrowserError):
 
 
 class BrowserLost(BrowserError):
+    pass
+
+
+class StoreError(QwenProxyError):
+    pass
+
+
+class SessionDamaged(StoreError):
+    pass
+
+
+class SessionLocked(StoreError):
     pass
 
 
