@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 PREFIX = "QWENPROXY_"
 PLAIN = ("PORT", "HOST", "SKIP_ACCOUNT_MENU", "NON_INTERACTIVE", "DEFAULT_MODEL")
+ORIGIN = "an origin such as https://chat.qwen.ai"
 THINKING_PATIENCE = 3
 """First-byte and idle limits are this many times longer while a model thinks (protocol §13)."""
 
@@ -37,7 +46,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
-        env_file_encoding="utf-8",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -96,12 +105,18 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
 
+    @field_validator("session_dir")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return value.expanduser()
+
     @field_validator("upstream", "auth_upstream")
     @classmethod
     def _origin(cls, value: str) -> str:
         url = urlsplit(value.rstrip("/"))
-        if url.scheme not in {"http", "https"} or not url.hostname or url.path or url.query or url.username:
-            raise ValueError("an origin such as https://chat.qwen.ai")
+        odd = url.path or url.query or url.fragment or url.username or url.port == 0
+        if url.scheme not in {"http", "https"} or not url.hostname or odd:
+            raise ValueError(ORIGIN)
         return value.rstrip("/")
 
 
@@ -111,15 +126,46 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
     Raises:
         SettingsError: the first value that cannot be used.
     """
+    given = dict(overrides or {})
     try:
-        return Settings(**dict(overrides or {}))
+        return Settings(**given)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        name = (
-            name if name.upper() in PLAIN and name.isupper() else PREFIX + name.upper().removeprefix(PREFIX)
-        )
-        allowed = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}={first.get('input')!r} cannot be used: {allowed}") from None
+        raise SettingsError(_complaint(exc.errors()[0], given)) from None
     except UnicodeDecodeError:
         raise SettingsError(".env cannot be read: it is not UTF-8 text") from None
+    except OSError as exc:
+        raise SettingsError(f".env cannot be read: {exc.strerror}") from None
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def _complaint(error: ErrorDetails, overrides: Mapping[str, Any]) -> str:
+    field = str(error["loc"][0]).removeprefix(PREFIX).lower()
+    value = " ".join(str(error["input"]).split())[:80]
+    allowed = _allowed(Settings.model_fields[field])
+    return f"{_source(field, overrides)}={value} cannot be used; allowed: {allowed}"
+
+
+def _source(field: str, overrides: Mapping[str, Any]) -> str:
+    """Where the value of a field came from, as the person wrote it."""
+    if field in overrides:
+        return "--" + field.replace("_", "-")
+    known = {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+    return variable_of(field) if known.get(variable_of(field).lower()) else field.upper()
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a field takes, in words."""
+    limits = {type(limit).__name__: limit for limit in field.metadata}
+    low = limits["Ge"].ge if "Ge" in limits else f"more than {limits['Gt'].gt}" if "Gt" in limits else ""
+    span = f"from {low} to {limits['Le'].le}" if "Le" in limits else f"of {low} or more"
+    if field.annotation is bool:
+        return "1 or 0"
+    if field.annotation is int:
+        return f"an integer {span}"
+    if field.annotation is float:
+        return f"a number of seconds {span}"
+    return " or ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ORIGIN
