@@ -106,8 +106,7 @@ class Pool:
                 await self._learn(seat, exc)
             raise
         finally:
-            seat.busy -= 1
-            self._serve_queue()
+            self._give_back(seat)
 
     async def _seat(self, tried: frozenset[str]) -> _Seat:
         self._refuse(tried)
@@ -126,8 +125,7 @@ class Pool:
             return waiter.seat
         except BaseException:
             if waiter.seat is not None:
-                waiter.seat.busy -= 1
-                self._serve_queue()
+                self._give_back(waiter.seat)
             raise
         finally:
             if waiter in self._queue:
@@ -149,6 +147,12 @@ class Pool:
                 seat.next_start_s = self._clock.monotonic_s() + self._pace_s
                 waiter.seat = seat
                 self._queue.remove(waiter)
+                waiter.changed.set()
+
+    def _give_back(self, seat: _Seat) -> None:
+        seat.busy -= 1
+        self._serve_queue()
+        for waiter in self._queue:  # an account may be out of turn now: each looks whether it still has hope
             waiter.changed.set()
 
     def _open(self, tried: frozenset[str]) -> list[_Seat]:

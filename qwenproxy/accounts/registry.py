@@ -82,7 +82,7 @@ class Registry:
         store.change(self._path, edit)
 
     def browser_state(self, account_id: str) -> dict[str, Any] | None:
-        """The saved browser state, or None where there is none or it is unreadable: the token is left then."""
+        """The saved browser state; None where there is none that can be read: the token is left then."""
         try:
             state = store.read(self._folder(account_id) / "state.json")
         except SessionDamaged:

@@ -1,0 +1,216 @@
+"""One request's life: the model that serves, an account, a fresh chat, the answer, and what is tried again.
+
+Retries, at most three, happen only while nothing has been given out, and repeat the same request whole:
+
+| failure | what follows |
+|---|---|
+| chat busy | the same chat again |
+| chat or parent missing, the service unreachable | one fresh chat |
+| empty answer, internal error, 5xx, broken off, browser lost | one fresh chat, then one other account |
+| limit, human check, sign-in gone | another account; this one is out of turn |
+| anything the caller did, a time-out, an unknown protocol | none |
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+import anyio
+
+from qwenproxy.accounts.pool import AllTried, Pool
+from qwenproxy.chat import ChatRequest, Delta
+from qwenproxy.clock import Clock
+from qwenproxy.errors import (
+    BrowserLost,
+    ChatBusy,
+    ChatGone,
+    EmptyAnswer,
+    LimitReached,
+    NeedsHuman,
+    QwenProxyError,
+    Severed,
+    TokenRejected,
+    Unreachable,
+    UpstreamError,
+)
+from qwenproxy.janitor import Janitor
+from qwenproxy.ledger import UpstreamChat
+from qwenproxy.limits import Cutter
+from qwenproxy.qwen.client import Turn
+from qwenproxy.qwen.models import BUILT_IN, Model, resolve
+from qwenproxy.qwen.payload import fold
+from qwenproxy.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RETRY_PAUSES_S = (1.0, 2.0, 4.0)
+MODELS_LIVE_S = 3600.0
+MODELS_BUILT_IN_S = 60.0
+"""How long the built-in list stands in before the service is asked again."""
+
+
+class Upstream(Protocol):
+    async def models(self, account_id: str) -> tuple[Model, ...]: ...
+
+    async def new_chat(self, account_id: str, model: Model) -> str: ...
+
+    def check_size(self, turn: Turn) -> None: ...
+
+    def stream(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]: ...
+
+
+class Gateway:
+    def __init__(
+        self,
+        pool: Pool,
+        upstream: Upstream,
+        janitor: Janitor,
+        settings: Settings,
+        clock: Clock,
+        *,
+        not_ready: Callable[[tuple[str, ...]], str | None],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._pool = pool
+        self._upstream = upstream
+        self._janitor = janitor
+        self._settings = settings
+        self._clock = clock
+        self._not_ready = not_ready
+        self._jitter = jitter
+        self._models: tuple[Model, ...] = ()
+        self._models_until_s = 0.0
+        self._models_lock = anyio.Lock()
+
+    async def models(self) -> tuple[Model, ...]:
+        """The live list, an hour old at most; the built-in one while the service cannot be asked."""
+        async with self._models_lock:
+            if self._clock.monotonic_s() >= self._models_until_s:
+                self._models, lasts_s = await self._ask_models()
+                self._models_until_s = self._clock.monotonic_s() + lasts_s
+            return self._models
+
+    def readiness(self) -> str | None:
+        """None when a request can be answered now, else why not."""
+        return self._not_ready(self._pool.usable())
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        """The deltas that answer `request`. Closing it ends the answer on the service too."""
+        settings = self._settings
+        live = await self.models()
+        model = resolve(request.model, live, default=settings.default_model, unknown=settings.unknown_model)
+        turn = Turn(
+            model, fold(request.messages, secrets.token_hex(4)), request.thinking, request.thinking_budget
+        )
+        self._upstream.check_size(turn)
+        cutter = Cutter(request.stop, request.max_tokens)
+        async with aclosing(self._on_accounts(turn)) as deltas:
+            async for delta in deltas:
+                for piece in cutter.push(delta):
+                    yield piece
+                if cutter.done:
+                    return
+
+    async def _on_accounts(self, turn: Turn) -> AsyncGenerator[Delta]:
+        attempts = _Attempts(self._jitter)
+        tried: frozenset[str] = frozenset()
+        last: QwenProxyError | None = None
+        while True:
+            given = False
+            account_id = ""
+            try:
+                async with self._pool.lease(tried) as account_id:
+                    async with aclosing(self._on_account(account_id, turn, attempts)) as deltas:
+                        async for delta in deltas:
+                            given = True
+                            yield delta
+                    return
+            except AllTried:
+                if last is None:
+                    raise
+                raise last from None
+            except QwenProxyError as exc:
+                if given or not attempts.elsewhere(exc):
+                    raise
+                last = exc
+            tried |= {account_id}
+            await attempts.pause()
+
+    async def _on_account(self, account_id: str, turn: Turn, attempts: _Attempts) -> AsyncGenerator[Delta]:
+        chat: UpstreamChat | None = None
+        try:
+            while True:
+                given = False
+                try:
+                    if chat is None:
+                        chat = await self._janitor.fresh(
+                            account_id, lambda: self._upstream.new_chat(account_id, turn.model)
+                        )
+                    async with aclosing(self._upstream.stream(account_id, chat.id, turn)) as deltas:
+                        async for delta in deltas:
+                            given = True
+                            yield delta
+                    return
+                except QwenProxyError as exc:
+                    if given or not attempts.here(exc):
+                        raise
+                    if chat is not None and not isinstance(exc, ChatBusy):
+                        self._janitor.done(chat)
+                        chat = None
+                await attempts.pause()
+        finally:
+            if chat is not None:
+                self._janitor.done(chat)
+
+    async def _ask_models(self) -> tuple[tuple[Model, ...], float]:
+        for account_id in self._pool.usable()[:1]:
+            try:
+                return await self._upstream.models(account_id), MODELS_LIVE_S
+            except QwenProxyError as exc:
+                log.warning("the model list could not be read, the built-in one stands in: %s", exc)
+        return BUILT_IN, MODELS_BUILT_IN_S
+
+
+class _Attempts:
+    """What one request may still try."""
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self._pauses_s = list(RETRY_PAUSES_S)
+        self._fresh_chat = True
+        self._other_account = True
+
+    def here(self, exc: QwenProxyError) -> bool:
+        """Whether to try again on the same account."""
+        if not self._pauses_s:
+            return False
+        if isinstance(exc, ChatBusy):
+            return True
+        if self._fresh_chat and (_passing(exc) or isinstance(exc, ChatGone | Unreachable)):
+            self._fresh_chat = False
+            return True
+        return False
+
+    def elsewhere(self, exc: QwenProxyError) -> bool:
+        """Whether to try again on another account."""
+        if not self._pauses_s:
+            return False
+        if isinstance(exc, LimitReached | NeedsHuman | TokenRejected):
+            return True
+        if self._other_account and _passing(exc):
+            self._other_account = False
+            return True
+        return False
+
+    async def pause(self) -> None:
+        """Waits before the next try, longer each time, a quarter either way at random."""
+        await anyio.sleep(self._pauses_s.pop(0) * (0.75 + self._jitter() / 2))
+
+
+def _passing(exc: QwenProxyError) -> bool:
+    """Failures that the next chat may not have."""
+    return isinstance(exc, EmptyAnswer | Severed | BrowserLost) or type(exc) is UpstreamError

@@ -1,0 +1,328 @@
+"""What is tried again, where, and what never is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from qwenproxy import gateway as gateway_module
+from qwenproxy.accounts.pool import Pool
+from qwenproxy.accounts.registry import Registry
+from qwenproxy.chat import ChatRequest, Delta, Finished, Message, Started, Text, fold
+from qwenproxy.clock import SystemClock
+from qwenproxy.errors import (
+    AllWaiting,
+    BadRequest,
+    BrowserLost,
+    ChatBusy,
+    ChatGone,
+    ContentBlocked,
+    ContextTooLong,
+    EmptyAnswer,
+    LimitReached,
+    NeedsHuman,
+    NoAccount,
+    ProtocolChanged,
+    QwenProxyError,
+    Severed,
+    TokenRejected,
+    UnknownModel,
+    Unreachable,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from qwenproxy.gateway import Gateway
+from qwenproxy.janitor import Janitor
+from qwenproxy.ledger import Ledger
+from qwenproxy.qwen.client import Turn
+from qwenproxy.qwen.models import BUILT_IN, Model
+from qwenproxy.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+HELLO = ChatRequest("qwen", (Message("user", "Hello"),))
+
+
+class ScriptedUpstream:
+    """Plays one scripted end after another; `None` is a good answer."""
+
+    def __init__(self, *ends: QwenProxyError | None) -> None:
+        self.ends = list(ends)
+        self.calls: list[tuple[str, str, Turn]] = []
+        self.deleted: list[str] = []
+        self.made = 0
+        self.open = 0
+        self.models_fail = False
+        self.list = BUILT_IN
+        self.slow_new_chat = anyio.Event()
+        self.slow_new_chat.set()
+
+    async def models(self, account_id: str) -> tuple[Model, ...]:
+        if self.models_fail:
+            raise Unreachable("down")
+        return self.list
+
+    async def new_chat(self, account_id: str, model: Model) -> str:
+        await self.slow_new_chat.wait()
+        self.made += 1
+        return f"chat-{self.made}"
+
+    def check_size(self, turn: Turn) -> None:
+        if len(turn.prompt) > 1000:
+            raise ContextTooLong("too long")
+
+    async def delete(self, account_id: str, chat_id: str) -> None:
+        self.deleted.append(chat_id)
+
+    async def rename(self, account_id: str, chat_id: str, title: str) -> None:
+        raise AssertionError("nothing is kept here")
+
+    async def stream(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]:
+        self.calls.append((account_id, chat_id, turn))
+        self.open += 1
+        try:
+            end = self.ends.pop(0) if self.ends else None
+            late = isinstance(end, QwenProxyError) and getattr(end, "late", False)
+            if end is not None and not late:
+                raise end
+            yield Started(chat_id, "r1", turn.model.id)
+            yield Text("Hello ")
+            await anyio.sleep(0)
+            if end is not None:
+                raise end
+            yield Text("you")
+            yield Finished("stop")
+        finally:
+            self.open -= 1
+
+    @property
+    def accounts(self) -> list[str]:
+        return [account for account, _, _ in self.calls]
+
+    @property
+    def chats(self) -> list[str]:
+        return [chat for _, chat, _ in self.calls]
+
+
+@asynccontextmanager
+async def gateway(
+    tmp_path: Path, upstream: ScriptedUpstream, *, accounts: int = 3, **settings: object
+) -> AsyncIterator[Gateway]:
+    (tmp_path / "tokens.json").write_text(
+        json.dumps([{"id": f"a{n}", "token": "t"} for n in range(accounts)])
+    )
+    clock = SystemClock()
+    registry = Registry(tmp_path, clock)
+    pool = Pool(registry.accounts(), registry, clock, slots=2, pace_s=0, queue_timeout_s=5)
+    janitor = Janitor(Ledger(tmp_path / "chats.jsonl"), upstream, keep=False)
+    async with janitor.at_work():
+        yield Gateway(
+            pool,
+            upstream,
+            janitor,
+            Settings(**settings),  # type: ignore[arg-type]
+            clock,
+            not_ready=lambda usable: None if usable else "none",
+            jitter=lambda: 0.5,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
+
+
+async def text(gate: Gateway, request: ChatRequest = HELLO) -> str:
+    async with aclosing(gate.stream(request)) as deltas:
+        return fold([d async for d in deltas]).text
+
+
+def late(error: QwenProxyError) -> QwenProxyError:
+    error.late = True  # type: ignore[attr-defined]
+    return error
+
+
+async def test_an_answer_comes_from_a_fresh_chat_that_goes_again(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+        assert await text(gate) == "Hello you"
+        assert await text(gate) == "Hello you"
+    assert upstream.accounts == ["a0", "a1"]
+    assert upstream.deleted == ["chat-1", "chat-2"]
+    assert Ledger(tmp_path / "chats.jsonl").left_over() == ()
+
+
+@pytest.mark.parametrize(
+    ("ends", "accounts", "chats"),
+    [
+        ([ChatBusy("busy")], ["a0", "a0"], ["chat-1", "chat-1"]),
+        ([ChatBusy("busy")] * 3, ["a0"] * 4, ["chat-1"] * 4),
+        ([ChatGone("gone")], ["a0", "a0"], ["chat-1", "chat-2"]),
+        ([Unreachable("net")], ["a0", "a0"], ["chat-1", "chat-2"]),
+        ([EmptyAnswer("empty")], ["a0", "a0"], ["chat-1", "chat-2"]),
+        ([EmptyAnswer("empty"), Severed("cut")], ["a0", "a0", "a1"], ["chat-1", "chat-2", "chat-3"]),
+        ([UpstreamError("500")], ["a0", "a0"], ["chat-1", "chat-2"]),
+        ([BrowserLost("crash")], ["a0", "a0"], ["chat-1", "chat-2"]),
+        ([LimitReached("limit", wait_s=60)], ["a0", "a1"], ["chat-1", "chat-2"]),
+        ([NeedsHuman("check")], ["a0", "a1"], ["chat-1", "chat-2"]),
+        ([TokenRejected("out"), TokenRejected("out")], ["a0", "a1", "a2"], ["chat-1", "chat-2", "chat-3"]),
+    ],
+    ids=lambda value: "-".join(type(v).__name__ for v in value) if isinstance(value[0], Exception) else "",
+)
+async def test_what_is_tried_again_and_where(
+    tmp_path: Path, ends: list[QwenProxyError], accounts: list[str], chats: list[str]
+) -> None:
+    upstream = ScriptedUpstream(*ends)
+    async with gateway(tmp_path, upstream) as gate:
+        assert await text(gate) == "Hello you"
+    assert upstream.accounts == accounts
+    assert upstream.chats == chats
+    assert sorted(upstream.deleted) == sorted(set(chats))
+    assert len({turn.prompt for _, _, turn in upstream.calls}) == 1
+    assert upstream.open == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ContentBlocked("no"),
+        BadRequest("bad"),
+        ContextTooLong("long"),
+        UnknownModel("what"),
+        ProtocolChanged("new"),
+        UpstreamTimeout("slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_is_never_tried_again(tmp_path: Path, error: QwenProxyError) -> None:
+    upstream = ScriptedUpstream(error)
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(type(error)):
+            await text(gate)
+    assert len(upstream.calls) == 1
+    assert upstream.deleted == ["chat-1"]
+
+
+@pytest.mark.parametrize("error", [Severed("cut"), LimitReached("limit", wait_s=60), TokenRejected("out")])
+async def test_nothing_is_tried_again_once_a_piece_was_given(tmp_path: Path, error: QwenProxyError) -> None:
+    upstream = ScriptedUpstream(late(error))
+    async with gateway(tmp_path, upstream) as gate:
+        seen: list[Delta] = []
+        with pytest.raises(type(error)):
+            async with aclosing(gate.stream(HELLO)) as deltas:
+                async for delta in deltas:
+                    seen.append(delta)
+    assert seen[-1] == Text("Hello ")
+    assert len(upstream.calls) == 1
+
+
+async def test_three_retries_are_the_end(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(*[LimitReached("limit", wait_s=60)] * 9)
+    async with gateway(tmp_path, upstream, accounts=6) as gate:
+        with pytest.raises(LimitReached):
+            await text(gate)
+    assert len(upstream.calls) == 4
+
+
+async def test_a_passing_failure_is_the_end_after_one_other_account(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(*[EmptyAnswer("empty")] * 9)
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(EmptyAnswer):
+            await text(gate)
+    assert upstream.accounts == ["a0", "a0", "a1"]
+
+
+async def test_when_the_last_account_is_limited_the_caller_hears_when_to_come_back(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(*[LimitReached("limit", wait_s=60)] * 2)
+    async with gateway(tmp_path, upstream, accounts=2) as gate:
+        with pytest.raises(AllWaiting) as caught:
+            await text(gate)
+        assert caught.value.retry_after_s is not None
+        calls = len(upstream.calls)
+        with pytest.raises(AllWaiting):
+            await text(gate)
+        assert len(upstream.calls) == calls
+        assert gate.readiness() == "none"
+
+
+async def test_without_accounts_nothing_is_called(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=0) as gate:
+        with pytest.raises(NoAccount):
+            await text(gate)
+    assert upstream.made == 0
+
+
+async def test_one_account_that_fails_is_not_tried_for_ever(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(*[Severed("cut")] * 9)
+    async with gateway(tmp_path, upstream, accounts=1) as gate:
+        with pytest.raises(Severed):
+            await text(gate)
+    assert len(upstream.calls) == 2
+
+
+async def test_leaving_closes_the_answer_and_frees_the_slot(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=1) as gate:
+        for _ in range(5):
+            async with aclosing(gate.stream(HELLO)) as deltas:
+                assert isinstance(await anext(deltas), Started)
+                assert upstream.open == 1
+            assert upstream.open == 0
+    assert sorted(upstream.deleted) == [f"chat-{n}" for n in range(1, 6)]
+
+
+async def test_leaving_while_the_chat_is_made_loses_no_chat(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.slow_new_chat = anyio.Event()
+    async with gateway(tmp_path, upstream) as gate:
+        with anyio.move_on_after(0.05):
+            await text(gate)
+        upstream.slow_new_chat.set()
+    assert upstream.calls == []
+    assert upstream.deleted == ["chat-1"]
+
+
+async def test_a_stop_sequence_ends_the_answer_on_the_service_too(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    request = ChatRequest("qwen", HELLO.messages, stop=("lo",))
+    async with gateway(tmp_path, upstream) as gate:
+        assert await text(gate, request) == "Hel"
+    assert upstream.open == 0
+
+
+async def test_what_is_too_long_costs_no_call(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(ContextTooLong):
+            await text(gate, ChatRequest("qwen", (Message("user", "x" * 2000),)))
+    assert upstream.made == 0
+
+
+async def test_an_unknown_model_is_refused_or_means_the_default(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    unknown = ChatRequest("no-such-model", HELLO.messages)
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(UnknownModel):
+            await text(gate, unknown)
+    async with gateway(tmp_path, upstream, unknown_model="default") as gate:
+        await text(gate, unknown)
+    assert [turn.model.id for _, _, turn in upstream.calls] == ["qwen3.7-plus"]
+
+
+async def test_the_model_list_is_asked_once_and_stood_in_for(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.list = BUILT_IN[:2]
+    async with gateway(tmp_path, upstream) as gate:
+        assert await gate.models() == BUILT_IN[:2]
+        upstream.list = ()
+        assert await gate.models() == BUILT_IN[:2]
+    upstream.models_fail = True
+    async with gateway(tmp_path, upstream) as gate:
+        assert await gate.models() == BUILT_IN
+        assert await text(gate) == "Hello you"
