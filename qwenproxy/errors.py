@@ -10,6 +10,7 @@ QwenProxyError                      500 internal_error
 │   ├── NotAllowed                  403 not_allowed
 │   ├── UnknownModel                404 model_not_found
 │   ├── NotFound                    404 not_found
+│   ├── MethodNotAllowed            405 method_not_allowed
 │   ├── TooLarge                    413 too_large
 │   └── WrongMediaType              415 unsupported_media_type
 ├── AccountsError                                              no account can answer now
@@ -92,6 +93,11 @@ class UnknownModel(CallerError):
 class NotFound(CallerError):
     status = 404
     code = "not_found"
+
+
+class MethodNotAllowed(CallerError):
+    status = 405
+    code = "method_not_allowed"
 
 
 class TooLarge(CallerError):

@@ -39,7 +39,25 @@ class Dialect(Protocol):
     def error(self, error: QwenProxyError) -> Json: ...
 
 
+LINE_SEPARATORS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
+"""Legal raw inside JSON, but many SSE readers wrongly end a line there; as escapes they mean the same."""
+
+
+def json_text(data: Any) -> str:
+    """`data` as JSON on one line that is always valid UTF-8: half a surrogate pair becomes U+FFFD."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    if text.isascii():
+        return text
+    for separator, escape in LINE_SEPARATORS:
+        text = text.replace(separator, escape)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def frame(data: Json | str, event: str | None = None) -> str:
     """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    text = data if isinstance(data, str) else json_text(data)
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"

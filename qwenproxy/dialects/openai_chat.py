@@ -1,0 +1,419 @@
+"""OpenAI's Chat Completions.
+
+What is done with each request parameter stands in `PARAMETERS`; the README's table is held equal to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal
+
+from qwenproxy.chat import (
+    ChatRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Media,
+    Message,
+    Reply,
+    Role,
+    Source,
+    Started,
+    Text,
+    Thinking,
+    Usage,
+)
+from qwenproxy.clock import Clock, SystemClock
+from qwenproxy.dialects.base import Json, frame, json_text
+from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
+
+Treatment = Literal["honoured", "ignored", "refused"]
+
+DEFAULT_MODEL: Final = "qwen"
+"""What a request that names no model asks for: the setting `DEFAULT_MODEL`."""
+MOST_CHOICES: Final = 8
+"""Each choice is a whole answer of the service, on a slot of its own."""
+MOST_STOPS: Final = 16
+"""OpenAI takes 4; several clients send more."""
+DONE: Final = "data: [DONE]\n\n"
+
+PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
+    {
+        "messages": ("honoured", "text only; pictures, files and audio are refused"),
+        "model": ("honoured", "none: `qwen`, the default model"),
+        "stream": ("honoured", ""),
+        "stream_options": ("honoured", "`include_usage`"),
+        "n": ("honoured", f"1 to {MOST_CHOICES}; each choice is an answer of its own"),
+        "stop": ("honoured", f"a string or up to {MOST_STOPS}; done by the proxy"),
+        "max_tokens": ("honoured", "done by the proxy"),
+        "max_completion_tokens": ("honoured", "wins over `max_tokens`"),
+        "reasoning_effort": ("honoured", "`none` and `minimal` turn thinking off, the others on"),
+        "enable_thinking": ("honoured", "wins over `reasoning_effort`"),
+        "chat_template_kwargs": ("honoured", "`enable_thinking`"),
+        "thinking_budget": ("honoured", "tokens"),
+        "temperature": ("ignored", "the web service has no such knob"),
+        "top_p": ("ignored", "the web service has no such knob"),
+        "seed": ("ignored", "the web service has no such knob"),
+        "presence_penalty": ("ignored", "the web service has no such knob"),
+        "frequency_penalty": ("ignored", "the web service has no such knob"),
+        "logit_bias": ("ignored", "the web service has no such knob"),
+        "verbosity": ("ignored", "the web service has no such knob"),
+        "user": ("ignored", ""),
+        "metadata": ("ignored", ""),
+        "store": ("ignored", "nothing is stored"),
+        "service_tier": ("ignored", ""),
+        "safety_identifier": ("ignored", ""),
+        "moderation": ("ignored", "the service moderates by itself"),
+        "prompt_cache_key": ("ignored", ""),
+        "prompt_cache_options": ("ignored", ""),
+        "prompt_cache_retention": ("ignored", ""),
+        "parallel_tool_calls": ("ignored", "says nothing without tools"),
+        "tools": ("refused", "an empty list is ignored"),
+        "tool_choice": ("refused", "`none` and `auto` are ignored"),
+        "functions": ("refused", "an empty list is ignored"),
+        "function_call": ("refused", "`none` and `auto` are ignored"),
+        "response_format": ("refused", '`{"type": "text"}` is ignored'),
+        "logprobs": ("refused", "`false` is ignored"),
+        "top_logprobs": ("refused", "`0` is ignored"),
+        "modalities": ("refused", '`["text"]` is ignored'),
+        "audio": ("refused", ""),
+        "prediction": ("refused", ""),
+        "web_search_options": ("refused", ""),
+        "enable_search": ("refused", "`false` is ignored"),
+        "conversation_id": ("refused", "each request is a conversation of its own"),
+        "chat_id": ("refused", "each request is a conversation of its own"),
+        "chatId": ("refused", "each request is a conversation of its own"),
+        "parent_id": ("refused", "each request is a conversation of its own"),
+        "parentId": ("refused", "each request is a conversation of its own"),
+        "previous_response_id": ("refused", "each request is a conversation of its own"),
+    }
+)
+"""Every parameter with a meaning. One that is not listed is ignored; `null` is the same as absent."""
+
+HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+    {
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "modalities": (["text"],),
+        "enable_search": (False,),
+    }
+)
+"""The values of refused parameters that ask for nothing."""
+
+THINKING_BY_EFFORT: Final[Mapping[str, bool]] = MappingProxyType(
+    {
+        "none": False,
+        "minimal": False,
+        "low": True,
+        "medium": True,
+        "high": True,
+        "xhigh": True,
+        "max": True,
+    }
+)
+ROLES: Final[Mapping[str, Role]] = MappingProxyType(
+    {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+)
+TOOL_ROLES: Final = frozenset({"tool", "function"})
+MEDIA_PARTS: Final = frozenset(
+    {"image_url", "image", "input_image", "input_audio", "audio", "file", "input_file", "video_url", "video"}
+)
+ERROR_TYPES: Final[Mapping[int, str]] = MappingProxyType(
+    {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+)
+
+
+class OpenAIChat:
+    paths: ClassVar[tuple[str, ...]] = ("/chat/completions",)
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+
+    def parse(self, body: Mapping[str, Any], params: Mapping[str, str]) -> ChatRequest:
+        given = {name: value for name, value in body.items() if value is not None}
+        _refuse(given)
+        return ChatRequest(
+            model=_model(given),
+            messages=_messages(given),
+            stream=_flag(given, "stream") or False,
+            thinking=_thinking(given),
+            thinking_budget=_count(given, "thinking_budget"),
+            max_tokens=_count(given, "max_completion_tokens") or _count(given, "max_tokens"),
+            stop=_stop(given),
+            choices=_count(given, "n", MOST_CHOICES) or 1,
+            include_usage=_flag(_object(given, "stream_options"), "include_usage", "stream_options.")
+            or False,
+        )
+
+    def encoder(self, request: ChatRequest) -> ChunkEncoder:
+        return ChunkEncoder(self._created(), include_usage=request.include_usage)
+
+    def reply(self, request: ChatRequest, replies: Sequence[Reply]) -> Json:
+        return {
+            "id": _answer_id(replies[0].started),
+            "object": "chat.completion",
+            "created": self._created(),
+            "model": replies[0].started.model,
+            "choices": [_choice(index, reply) for index, reply in enumerate(replies)],
+            "usage": _usage([reply.finished.usage for reply in replies]),
+        }
+
+    def error(self, error: QwenProxyError) -> Json:
+        return envelope(error)
+
+    def _created(self) -> int:
+        return int(self._clock.now().timestamp())
+
+
+class ChunkEncoder:
+    """Deltas of one answer, all its choices, as `chat.completion.chunk` events.
+
+    What is the same in every chunk is written once: some thousand chunks a second pass here.
+    """
+
+    def __init__(self, created: int, *, include_usage: bool) -> None:
+        self._created = created
+        self._include_usage = include_usage
+        self._head = ""
+        self._tail = "}]" + (',"usage":null' if include_usage else "") + "}\n\n"
+        self._model = ""
+        self._id = ""
+        self._usages: list[Usage] = []
+        self._spoken: set[int] = set()
+
+    def encode(self, delta: Delta, choice: int = 0) -> list[str]:
+        match delta:
+            case Text():
+                self._spoken.add(choice)
+                return [self._chunk(choice, '{"content":' + json_text(delta.text) + "}")]
+            case Thinking():
+                return [self._chunk(choice, '{"reasoning_content":' + json_text(delta.text) + "}")]
+            case Started():
+                return [self._start(choice, delta)]
+            case Source():
+                return [self._chunk(choice, json_text({"annotations": [_citation(delta)]}))]
+            case Media():
+                text = ("\n\n" if choice in self._spoken else "") + _picture(delta)
+                self._spoken.add(choice)
+                return [self._chunk(choice, json_text({"content": text}))]
+            case Finished():
+                self._usages.append(delta.usage)
+                return [self._chunk(choice, "{}", delta.reason)]
+
+    def end(self) -> list[str]:
+        if not self._include_usage:
+            return [DONE]
+        chunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [],
+            "usage": _usage(self._usages),
+        }
+        return [frame(chunk), DONE]
+
+    def fail(self, error: QwenProxyError) -> list[str]:
+        return [frame(envelope(error))]
+
+    def _start(self, choice: int, started: Started) -> str:
+        if not self._id:
+            self._id = _answer_id(started)
+            self._model = started.model
+            self._head = (
+                f'data: {{"id":{json_text(self._id)},"object":"chat.completion.chunk",'
+                f'"created":{self._created},"model":{json_text(self._model)},"choices":[{{"index":'
+            )
+        return self._chunk(choice, '{"role":"assistant","content":"","refusal":null}')
+
+    def _chunk(self, choice: int, delta: str, reason: FinishReason | None = None) -> str:
+        end = f'"{reason}"' if reason else "null"
+        return f'{self._head}{choice},"delta":{delta},"logprobs":null,"finish_reason":{end}{self._tail}'
+
+
+def envelope(error: QwenProxyError) -> Json:
+    """OpenAI's error body, the one of every route that has no dialect of its own."""
+    kind = ERROR_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    param = getattr(error, "param", None)
+    return {"error": {"message": str(error) or error.code, "type": kind, "param": param, "code": error.code}}
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        treatment, _ = PARAMETERS.get(name, ("ignored", ""))
+        if treatment == "refused" and not _harmless(name, value):
+            raise UnsupportedParameter(f"{name} is not supported here", param=name)
+
+
+def _harmless(name: str, value: Any) -> bool:
+    # `0 == False` in Python: a number is no answer to a question for true or false.
+    return any(value == least and type(value) is type(least) for least in HARMLESS.get(name, ()))
+
+
+def _model(given: Mapping[str, Any]) -> str:
+    model = given.get("model", DEFAULT_MODEL)
+    if not isinstance(model, str) or not model.strip():
+        raise BadRequest("model must be a model's name", param="model")
+    return model.strip()
+
+
+def _flag(given: Mapping[str, Any], name: str, within: str = "") -> bool | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadRequest(f"{within}{name} must be true or false", param=within + name)
+    return value
+
+
+def _count(given: Mapping[str, Any], name: str, most: int | None = None) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadRequest(f"{name} must be a whole number above 0", param=name)
+    if most is not None and value > most:
+        raise BadRequest(f"{name} must be at most {most}", param=name)
+    return value
+
+
+def _object(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = given.get(name, {})
+    if not isinstance(value, dict):
+        raise BadRequest(f"{name} must be an object", param=name)
+    return value
+
+
+def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
+    value = given.get("stop", [])
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise BadRequest("stop must be a string or a list of strings, none of them empty", param="stop")
+    if len(stops) > MOST_STOPS:
+        raise BadRequest(f"stop must be at most {MOST_STOPS} strings", param="stop")
+    return tuple(stops)
+
+
+def _thinking(given: Mapping[str, Any]) -> bool | None:
+    effort = given.get("reasoning_effort")
+    if effort is not None and (not isinstance(effort, str) or effort not in THINKING_BY_EFFORT):
+        raise BadRequest(
+            f"reasoning_effort must be one of {', '.join(THINKING_BY_EFFORT)}", param="reasoning_effort"
+        )
+    template = _flag(
+        _object(given, "chat_template_kwargs"), "enable_thinking", within="chat_template_kwargs."
+    )
+    wishes = (
+        _flag(given, "enable_thinking"),
+        template,
+        None if effort is None else THINKING_BY_EFFORT[effort],
+    )
+    return next((wish for wish in wishes if wish is not None), None)
+
+
+def _messages(given: Mapping[str, Any]) -> tuple[Message, ...]:
+    raw = given.get("messages")
+    if not isinstance(raw, list) or not raw:
+        raise BadRequest("messages must be a list with at least one message", param="messages")
+    messages = tuple(_message(message, f"messages[{place}]") for place, message in enumerate(raw))
+    if not any(message.text and message.role != "system" for message in messages):
+        raise BadRequest("messages hold no text of a user or an assistant", param="messages")
+    return messages
+
+
+def _message(raw: Any, place: str) -> Message:
+    if not isinstance(raw, dict):
+        raise BadRequest(f"{place} must be an object", param=place)
+    role = raw["role"] if isinstance(raw.get("role"), str) else ""
+    if role in TOOL_ROLES:
+        raise UnsupportedParameter("messages of tools are not supported here", param=f"{place}.role")
+    if role not in ROLES:
+        raise BadRequest(f"{place}.role must be one of {', '.join(ROLES)}", param=f"{place}.role")
+    for name in ("tool_calls", "function_call", "audio"):
+        if raw.get(name):
+            raise UnsupportedParameter(f"{place}.{name} is not supported here", param=f"{place}.{name}")
+    return Message(ROLES[role], _content(raw.get("content"), role, f"{place}.content"))
+
+
+def _content(raw: Any, role: str, place: str) -> str:
+    if isinstance(raw, str):
+        return raw
+    if raw is None and role == "assistant":
+        return ""
+    if not isinstance(raw, list):
+        raise BadRequest(f"{place} must be a string or a list of parts", param=place)
+    return "\n".join(_part(part, f"{place}[{index}]") for index, part in enumerate(raw))
+
+
+def _part(raw: Any, place: str) -> str:
+    kind = raw.get("type") if isinstance(raw, dict) else None
+    if isinstance(kind, str) and kind in MEDIA_PARTS:
+        raise UnsupportedParameter(
+            f"{place}: only text is supported in this version, not {kind}", param=place
+        )
+    text = raw.get(kind) if isinstance(raw, dict) and kind in ("text", "refusal") else None
+    if not isinstance(text, str):
+        raise BadRequest(f"{place} must be a part of type text, with its text", param=place)
+    return text
+
+
+def _answer_id(started: Started) -> str:
+    return f"chatcmpl-{started.response_id}"
+
+
+def _choice(index: int, reply: Reply) -> Json:
+    message: Json = {"role": "assistant", "content": _whole(reply), "refusal": None}
+    if reply.thinking:
+        message["reasoning_content"] = reply.thinking
+    message["annotations"] = [_citation(source, reply.text) for source in reply.sources]
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reply.finished.reason}
+
+
+def _whole(reply: Reply) -> str:
+    return "\n\n".join([*([reply.text] if reply.text else []), *(_picture(media) for media in reply.media)])
+
+
+def _picture(media: Media) -> str:
+    url = media.url.replace(" ", "%20").replace("(", "%28").replace(")", "%29")
+    return f"![image]({url})"
+
+
+def _citation(source: Source, text: str = "") -> Json:
+    """Where the text cites the page, or 0 to 0 where that cannot be said (a stream is not read twice)."""
+    mark = f"[[{source.number}]]"
+    start = text.find(mark)
+    place = (start, start + len(mark)) if start >= 0 else (0, 0)
+    return {
+        "type": "url_citation",
+        "url_citation": {
+            "start_index": place[0],
+            "end_index": place[1],
+            "url": source.url,
+            "title": source.title,
+        },
+    }
+
+
+def _usage(usages: Sequence[Usage]) -> Json:
+    def total(count: Callable[[Usage], int]) -> int:
+        return sum(count(usage) for usage in usages)
+
+    asked = total(lambda usage: usage.input_tokens)
+    answered = total(lambda usage: usage.output_tokens)
+    said: Json = {
+        "prompt_tokens": asked,
+        "completion_tokens": answered,
+        "total_tokens": asked + answered,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": total(lambda usage: usage.reasoning_tokens),
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+    return {**said, "estimated": True} if any(usage.estimated for usage in usages) else said
