@@ -104,7 +104,7 @@ class Gateway:
         live = await self.models()
         model = resolve(request.model, live, default=settings.default_model, unknown=settings.unknown_model)
         turn = Turn(
-            model, fold(request.messages, secrets.token_hex(4)), request.thinking, request.thinking_budget
+            model, fold(request.messages, secrets.token_hex(6)), request.thinking, request.thinking_budget
         )
         self._upstream.check_size(turn)
         cutter = Cutter(request.stop, request.max_tokens)

@@ -137,6 +137,12 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_module, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
 
 
+async def collect(gate: Gateway, seen: list[Delta]) -> None:
+    async with aclosing(gate.stream(HELLO)) as deltas:
+        async for delta in deltas:
+            seen.append(delta)  # noqa: PERF401 -- what came before the failure counts
+
+
 async def text(gate: Gateway, request: ChatRequest = HELLO) -> str:
     async with aclosing(gate.stream(request)) as deltas:
         return fold([d async for d in deltas]).text
@@ -214,9 +220,7 @@ async def test_nothing_is_tried_again_once_a_piece_was_given(tmp_path: Path, err
     async with gateway(tmp_path, upstream) as gate:
         seen: list[Delta] = []
         with pytest.raises(type(error)):
-            async with aclosing(gate.stream(HELLO)) as deltas:
-                async for delta in deltas:
-                    seen.append(delta)
+            await collect(gate, seen)
     assert seen[-1] == Text("Hello ")
     assert len(upstream.calls) == 1
 

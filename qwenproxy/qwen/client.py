@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import anyio
 
@@ -59,7 +60,16 @@ class Turn:
     parent_id: str | None = None
 
     def body(self, chat_id: str, clock: Clock) -> dict[str, Any]:
-        return payload.completion(self, chat_id, timestamp_s=int(clock.now().timestamp()))
+        return payload.completion(
+            chat_id,
+            self.model.id,
+            self.prompt,
+            payload.feature_config(self.model, self.thinking, self.thinking_budget),
+            question_id=str(uuid4()),
+            answer_id=str(uuid4()),
+            timestamp_s=int(clock.now().timestamp()),
+            parent_id=self.parent_id,
+        )
 
 
 @dataclass(slots=True)
@@ -168,7 +178,7 @@ class QwenClient:
     ) -> AsyncGenerator[Delta]:
         body = turn.body(chat_id, self._clock)
         path = f"/api/v2/chat/completions?chat_id={quote(chat_id, safe='')}"
-        waits = _Patience(self._settings, self._clock, thinking=payload.thinks(body))
+        waits = _Patience(self._settings, self._clock, thinking=payload.thinks(turn.model, turn.thinking))
         events = SseDecoder()
         async with AsyncExitStack() as stack:
             async with waits.for_next():
