@@ -1,0 +1,77 @@
+"""`python -m qwenproxy.standin`: serves the stand-in until told to stop; its first line says where."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from .memory import Options
+from .site import Addresses, Standin
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.CRITICAL)
+    options = Options(
+        era=arguments.era,
+        access_token_s=arguments.access_token_s,
+        settle_s=arguments.settle_s,
+        demo=arguments.demo,
+        renew=arguments.renew,
+    )
+    try:
+        asyncio.run(_serve(Standin(options), arguments))
+    except OSError as failure:
+        sys.stderr.write(f"the stand-in cannot listen: {failure}\n")
+        return 2
+    except ImportError:
+        sys.stderr.write("--http2 needs granian: install the test extra\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qwenproxy.standin", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--auth-port", default="0", help='"same" makes site and auth one origin')
+    parser.add_argument("--era", choices=("B", "C"), default="C")
+    parser.add_argument("--access-token-s", type=float, default=900.0)
+    parser.add_argument("--settle-s", type=float, default=2.0)
+    parser.add_argument("--renew", choices=("load", "timer"), default="load")
+    parser.add_argument("--demo", action="store_true", help="the sign-in page fills and sends its own form")
+    parser.add_argument("--http2", action="store_true", help="HTTP/2 over TLS, on one origin")
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    return parser
+
+
+async def _serve(standin: Standin, arguments: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    if arguments.http2:
+        from .http2 import serve_http2
+
+        serving = serve_http2(standin, arguments.host, arguments.port, arguments.tls_cert, arguments.tls_key)
+    else:
+        same = arguments.auth_port == "same"
+        auth_port = None if same else int(arguments.auth_port)
+        serving = standin.serve(arguments.port, auth_port, arguments.host)
+    async with serving as addresses:
+        _tell(addresses)
+        await stop.wait()
+
+
+def _tell(addresses: Addresses) -> None:
+    sys.stdout.write(json.dumps({"site": addresses.site, "auth": addresses.auth}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""What the stand-in's model says, as steps on a schedule."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+from .frames import Done, Frames, Head, Pause, Step
+from .marks import Switch
+from .memory import Options, Turn
+
+SEARCH_SILENCE_S = 10.0
+"""Seconds a web search keeps the stream silent (protocol §5.5)."""
+KEEP_ALIVE_S = 10.0
+"""Seconds between heartbeats in slow work (protocol §5.6)."""
+LONG_SENTENCES = 60
+_PIECE = re.compile(r"\s*\S{1,7}|\s+")
+_CALL = "call_9c1f0e2d4b6a48f0a1b2c3d4"
+
+Talk = Callable[["Scene"], Iterator[Step]]
+
+
+class Scene:
+    """One answer being given: its turn, its frames, and the switch that chose it."""
+
+    def __init__(self, turn: Turn, options: Options, switch: Switch) -> None:
+        self.turn = turn
+        self.frames = Frames(turn)
+        self.switch = switch
+        self.gap = Pause(1.0 / switch.number("rate", options.pieces_per_s))
+
+    def spoken(self, text: str) -> Iterator[Step]:
+        for piece in _PIECE.findall(text):
+            yield self.gap
+            yield self.frames.answer(piece)
+
+    def end(self, phase: str = "answer") -> Iterator[Step]:
+        """Two empty pieces with the usage, then the frame without (protocol §5.7)."""
+        if phase == "answer":
+            yield self.frames.empty()
+            yield self.frames.empty()
+        yield Done()
+        yield self.frames.terminal(phase)
+
+
+def about(prompt: str) -> str:
+    """Readable sentences about the prompt, so that a person sees that it arrived whole."""
+    words = prompt.split()
+    if not words:
+        return "This is the stand-in for Qwen Chat, not a real model. Your message was empty."
+    start = " ".join(words[:12])
+    last = prompt.rstrip()[-1]
+    kind = {"?": "That reads like a question", "!": "That sounds urgent"}.get(
+        last, "That reads like a statement"
+    )
+    more = f' and ends with "{" ".join(words[-6:])}"' if len(words) > 18 else ""
+    return (
+        "This is the stand-in for Qwen Chat speaking, so no real model has read your message. "
+        f"It arrived whole, though: {len(words)} words in {len(prompt)} characters. "
+        f'It begins with "{start}"{more}. '
+        f"{kind}; the real service would now do its best. "
+        "I only show that the road works: every piece you see was streamed through a signed-in page."
+    )
+
+
+def plain(scene: Scene) -> Iterator[Step]:
+    yield from _opening(scene)
+    if _wants_thinking(scene.turn):
+        yield from thoughts(scene)
+    yield from scene.spoken(about(scene.turn.prompt))
+    yield from scene.end()
+
+
+def say(scene: Scene) -> Iterator[Step]:
+    """`say text=…`: exactly this."""
+    yield from _opening(scene)
+    if _wants_thinking(scene.turn):
+        yield from thoughts(scene)
+    yield from scene.spoken(scene.switch.word("text", "Hello from the stand-in."))
+    yield from scene.end()
+
+
+def think(scene: Scene) -> Iterator[Step]:
+    """`think format=summary|detail`: thinks even when not asked to."""
+    yield from _opening(scene)
+    yield from thoughts(scene)
+    yield from scene.spoken(scene.switch.word("text", about(scene.turn.prompt)))
+    yield from scene.end()
+
+
+def long(scene: Scene) -> Iterator[Step]:
+    """`long n=…`: that many sentences."""
+    yield from _opening(scene)
+    for number in range(1, scene.switch.whole("n", LONG_SENTENCES) + 1):
+        yield from scene.spoken(f"Sentence {number} of a long answer from the stand-in. ")
+    yield from scene.end()
+
+
+def count(scene: Scene) -> Iterator[Step]:
+    """`count n=… rate=…`: frames `<index>:<monotonic ns> ` on an exact schedule, cheap to make."""
+    total = scene.switch.whole("n", 100)
+    hole = "\x00"
+    before, after = scene.frames.answer(hole, tokens=0).split(b"\\u0000")
+    scene.turn.said.clear()
+    yield from _opening(scene)
+    for index in range(total):
+        yield scene.gap
+        yield b"%b%d:%d %b" % (before, index, time.monotonic_ns(), after)
+    scene.frames.output_tokens = total
+    yield from scene.end()
+
+
+def search(scene: Scene) -> Iterator[Step]:
+    """`search silence_s=… results=…`: thinking, or Fast with the intermediate `finished` (protocol §5.5)."""
+    frames, thinking = scene.frames, _wants_thinking(scene.turn)
+    yield from _opening(scene)
+    if thinking:
+        yield from thoughts(scene)
+    else:
+        yield from scene.spoken("I will search the web for that. ")
+        yield frames.phase_finished("answer")
+    position = "think" if thinking else "answer"
+    arguments = '{"queries": ["stand-in", "loopback"]}'
+    yield from _tool_call(scene, "web_search", "web_search", arguments, {"display_position": position})
+    yield from _silence(scene, SEARCH_SILENCE_S)
+    documents = [_document(number) for number in range(1, scene.switch.whole("results", 3) + 1)]
+    yield frames.tool_result("web_search", "web_search", _CALL, frames.sources(documents, position))
+    frames.next_round()
+    if thinking:
+        yield from thoughts(scene)
+    for piece in ("Here is ", "what I found [[", "1]], and a second page [[2", "]]", " agrees."):
+        yield scene.gap
+        yield frames.answer(piece, tokens=3)
+    yield from scene.end()
+
+
+def image(scene: Scene) -> Iterator[Step]:
+    """`image tool=1`: the image mode, or the tool called inside a chat (protocol §5.5, §10.1)."""
+    if scene.switch.whole("tool", 0) or scene.turn.chat.chat_type != "t2i":
+        yield from _image_tool(scene)
+    else:
+        yield from _image_mode(scene)
+
+
+def thoughts(scene: Scene) -> Iterator[Step]:
+    """One thinking segment in the format asked for; ends early when told to skip (protocol §4.6)."""
+    wanted = scene.turn.feature.get("thinking_format", "summary")
+    if scene.switch.word("format", str(wanted)) in ("detail", "detailed", "full"):
+        yield from _detail(scene)
+    else:
+        yield from _summary(scene)
+
+
+_THOUGHTS = (
+    ("Understand the request", "The user wrote something and expects a reply. I should look at it closely."),
+    ("Look at the words", "I count the words and note how the message begins and how it ends."),
+    ("Settle on an answer", "I will say plainly that I am the stand-in, then describe what I received."),
+)
+
+
+def _summary(scene: Scene) -> Iterator[Step]:
+    frames = scene.frames
+    for title, paragraph in _THOUGHTS:
+        for frame in (frames.summary(title, paragraph), frames.same_summary()):
+            yield Pause(scene.switch.number("think_s", 0.15))
+            if scene.turn.skip_thinking:
+                yield frames.info("skip_think")
+                return
+            yield frame
+    yield frames.phase_finished("thinking_summary")
+
+
+def _detail(scene: Scene) -> Iterator[Step]:
+    for piece in _PIECE.findall(" ".join(paragraph for _, paragraph in _THOUGHTS)):
+        yield scene.gap
+        if scene.turn.skip_thinking:
+            yield scene.frames.info("skip_think")
+            return
+        yield scene.frames.think(piece)
+    yield scene.frames.phase_finished("think")
+
+
+def _opening(scene: Scene) -> Iterator[Step]:
+    yield Head()
+    yield scene.frames.created()
+
+
+def _wants_thinking(turn: Turn) -> bool:
+    return bool(turn.feature.get("thinking_enabled"))
+
+
+def _tool_call(
+    scene: Scene, phase: str, name: str, arguments: str, extra: dict[str, object]
+) -> Iterator[Step]:
+    for text in ("", arguments[: len(arguments) // 2], arguments, arguments):
+        yield scene.gap
+        yield scene.frames.tool_call(phase, name, _CALL, text, extra)
+
+
+def _silence(scene: Scene, default_s: float) -> Iterator[Step]:
+    yield Pause(scene.switch.number("silence_s", default_s))
+
+
+def _document(number: int) -> dict[str, str]:
+    return {
+        "url": f"https://example.org/{number}",
+        "title": f"Result {number}",
+        "snippet": f"What page {number} says about it …",
+        "hostname": "",
+        "hostlogo": "",
+        "date": "Nov 21, 2026",
+    }
+
+
+def _image_mode(scene: Scene) -> Iterator[Step]:
+    yield from _opening(scene)
+    waits = scene.switch.number("silence_s", 2 * KEEP_ALIVE_S)
+    for _ in range(2):
+        yield Pause(waits / 2)
+        yield scene.frames.info("keep_alive")
+    for number in (1, 2):
+        url = _image_url(scene, f"{number}.png", number)
+        scene.turn.said[:] = [url]
+        yield scene.frames.image(url, 1536, 2688)
+        yield scene.gap
+    yield from scene.end("image_gen")
+
+
+def _image_tool(scene: Scene) -> Iterator[Step]:
+    frames = scene.frames
+    yield from _opening(scene)
+    yield from thoughts(scene)
+    yield from _tool_call(scene, "image_gen_tool", "image_gen", '{"prompt": "A picture"}', {})
+    yield from _silence(scene, 5.0)
+    result = {
+        "tool_result": [{"image": _image_url(scene, "original.png", 1)}],
+        "image_list": [{"image": _image_url(scene, "shown.png", 2)}],
+    }
+    yield frames.tool_result("image_gen_tool", "image_gen", _CALL, result)
+    frames.next_round(230)
+    yield from thoughts(scene)
+    yield from scene.spoken("Here is your picture.")
+    yield from scene.end()
+
+
+def _image_url(scene: Scene, name: str, key: int) -> str:
+    return f"https://cdn.qwenlm.ai/output/standin/t2i/{scene.frames.response_id}/{name}?key=K{key}"
+
+
+TALKS: dict[str, Talk] = {
+    "plain": plain,
+    "say": say,
+    "think": think,
+    "long": long,
+    "count": count,
+    "search": search,
+    "image": image,
+}
+
+
+def talk_for(turn: Turn, marks: list[Switch]) -> tuple[Talk, Switch]:
+    """The talk the last mark asks for, else the one the chat's type calls for."""
+    for switch in reversed(marks):
+        if switch.name in TALKS:
+            return TALKS[switch.name], switch
+    by_type = {"search": "search", "t2i": "image"}
+    name = by_type.get(turn.chat.chat_type, "plain")
+    return TALKS[name], Switch(name, {})

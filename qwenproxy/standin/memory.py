@@ -1,0 +1,164 @@
+"""What the stand-in remembers: options, accounts, sign-ins, chats, turns and counters. Data only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Era = Literal["B", "C"]
+Renewal = Literal["load", "timer"]
+Ending = Literal["finished", "aborted", "stopped", "failed"]
+
+SESSION_S = 30 * 24 * 3600
+"""Seconds a sign-in lasts (protocol §1.2)."""
+FE_VERSIONS: dict[Era, str] = {"B": "0.2.91", "C": "0.3.12"}
+"""The front-end build each era's pages name (protocol §2)."""
+RECEIVED_LIMIT = 2000
+"""Requests remembered for `GET /__standin__/received`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    era: Era = "C"
+    access_token_s: float = 900.0
+    settle_s: float = 2.0
+    """Seconds a chat stays busy after its answer (protocol §13)."""
+    demo: bool = False
+    """The sign-in page fills and sends its own form."""
+    renew: Renewal = "load"
+    """When the page renews its access token: as it loads, or by a timer too."""
+    cold_check: bool = True
+    """Refuse writes of a sign-in whose page has not finished its boot calls (protocol §2)."""
+    check_headers: bool = True
+    real_statuses: bool = False
+    """Put the application's status on the wire, as older gateways did (protocol §0.2)."""
+    refuse_busy_delete: bool = False
+    max_body_bytes: int = 180_000
+    """Larger bodies meet the risk control: 150 kB passed, 190 kB did not (protocol §13)."""
+    max_prompt_chars: int = 131_072
+    """The app's limit on one message (protocol §13)."""
+    too_long_code: str = "Bad_Request"
+    """The code of a prompt over the limit: no source knows it (protocol §6.2)."""
+    pieces_per_s: float = 45.0
+    history: Literal["map", "array"] = "array"
+    """Where `GET /chats/{id}` puts the messages: map until July, array since August (protocol §8)."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """`open` is sockets now; every opened stream ends as exactly one of the other four."""
+
+    open: int = 0
+    opened: int = 0
+    finished: int = 0
+    aborted: int = 0
+    stopped: int = 0
+    failed: int = 0
+    stop_calls: int = 0
+
+
+@dataclass(slots=True)
+class Session:
+    """One sign-in: what the session cookie of era C, or the 30-day token of era B, stands for."""
+
+    account: str
+    cookie: str
+    alive: bool = True
+    booted: bool = False
+    """Its page has made the chats list call that ends the boot."""
+    challenged: bool = False
+    """A verification dialog stands in its page until somebody solves it."""
+
+
+@dataclass(slots=True)
+class Access:
+    session: Session
+    expires_at: float
+    """Wall seconds."""
+    expired: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """One question and its answer."""
+
+    chat: Chat
+    prompt: str
+    """Without the stand-in's marks."""
+    model: str
+    body: dict[str, Any]
+    message: dict[str, Any]
+    response_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    user_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    said: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    ending: Ending | None = None
+    skip_thinking: bool = False
+    stopping: bool = False
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def feature(self) -> dict[str, Any]:
+        config = self.message.get("feature_config")
+        return config if isinstance(config, dict) else {}
+
+
+@dataclass(slots=True)
+class Chat:
+    id: str
+    account: str
+    chat_type: str
+    models: list[str]
+    created_at: int
+    title: str = "New chat"
+    updated_at: int = 0
+    pinned: bool = False
+    project_id: str | None = None
+    turns: dict[str, Turn] = field(default_factory=dict)
+    """By response id, oldest first."""
+    live: Turn | None = None
+    busy_until: float = 0.0
+    """Monotonic seconds."""
+
+    def busy(self) -> bool:
+        return self.live is not None or time.monotonic() < self.busy_until
+
+
+@dataclass(slots=True)
+class Records:
+    options: Options
+    accounts: dict[str, Counters] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    """By session cookie (era C), or by token (era B)."""
+    tokens: dict[str, Access] = field(default_factory=dict)
+    chats: dict[str, Chat] = field(default_factory=dict)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    marks_met: dict[str, int] = field(default_factory=dict)
+    """How often each mark of a prompt has struck, for `times=`."""
+    received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECEIVED_LIMIT))
+    closing: bool = False
+    streams: dict[int, Turn] = field(default_factory=dict)
+    """Turns whose socket is open."""
+
+    def counters(self, account: str) -> Counters:
+        return self.accounts.setdefault(account, Counters())
+
+    def user_id(self, account: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, account))
+
+    def end(self, turn: Turn, ending: Ending) -> None:
+        """Counts how the turn ended, once, and starts the chat's settling time."""
+        if turn.ending is not None:
+            return
+        turn.ending = ending
+        counters = self.counters(turn.chat.account)
+        setattr(counters, ending, getattr(counters, ending) + 1)
+        if turn.chat.live is turn:
+            turn.chat.live = None
+        turn.chat.busy_until = time.monotonic() + self.options.settle_s
+        turn.chat.updated_at = int(time.time())

@@ -1,0 +1,434 @@
+"""A Qwen Chat of our own on loopback, for the demo and the tests: same pages, same protocol, no model.
+
+It follows the protocol reference and imports nothing of the proxy, so that agreeing with it means agreeing
+with what is known of the service. Site and auth host are two origins, told apart by the port that was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from anyio import Event, create_task_group
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from .catalogue import LISTED, entry
+from .chats import Chats
+from .control import Control
+from .faults import DIALOG, REFUSALS, challenged
+from .marks import Switch
+from .memory import Options, Records, Session
+from .pages import Pages
+from .replies import ACTUAL_STATUS, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
+from .signins import SignIns
+from .talks import Talks
+
+GUEST_MODELS = 3
+"""Models that `/api/v2/models/` shows without a sign-in (protocol §7)."""
+LOOPBACK = "127.0.0.1"
+CLOSING_S = 5
+"""Seconds that open connections get when the stand-in stops."""
+KEPT_HEADERS = (
+    "version",
+    "source",
+    "x-request-id",
+    "content-type",
+    "accept",
+    "accept-language",
+    "timezone",
+    "x-accel-buffering",
+    "x-request-origin",
+    "referer",
+    "origin",
+    "user-agent",
+    "bx-v",
+)
+SECRET_FIELDS = ("password", "token", "refresh_token", "access_token")
+Handler = Callable[[Request], Awaitable[Response]]
+Guarded = Callable[[Request, Session], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    site: str
+    auth: str
+
+
+class Standin:
+    """The ASGI application and all that it remembers."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.records = Records(options or Options())
+        self.addresses = Addresses("", "")
+        self._sign_ins = SignIns(self.records)
+        self._talks = Talks(self.records)
+        self._chats = Chats(self.records)
+        self._pages = Pages(self.records, self._sign_ins)
+        control = Control(self.records, self._sign_ins).routes()
+        site = [*control, *self._site_routes()]
+        auth = [*control, *self._sign_ins.auth_routes()]
+        self._site = Router([*site, *self._missing()])
+        self._auth = Router([*auth, *self._missing()])
+        self._both = Router([*self._sign_ins.auth_routes(), *site, *self._missing()])
+
+    @property
+    def options(self) -> Options:
+        return self.records.options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._answer(scope, receive, send)
+
+    @asynccontextmanager
+    async def serve(
+        self, port: int = 0, auth_port: int | None = 0, host: str = LOOPBACK
+    ) -> AsyncGenerator[Addresses]:
+        """Serves in this loop until left, on free ports; `auth_port=None` makes both one origin."""
+        ports = [port] if auth_port is None else [port, auth_port]
+        sockets = [listening_socket(host, each) for each in ports]
+        self.place(*(f"http://{host}:{each.getsockname()[1]}" for each in sockets))
+        servers = [_Server(self) for _ in sockets]
+        async with create_task_group() as group:
+            for server, listener in zip(servers, sockets, strict=True):
+                group.start_soon(server.serve, [listener])
+                await server.ready.wait()
+            try:
+                yield self.addresses
+            finally:
+                self.close_streams()
+                for server in servers:
+                    server.should_exit = True
+
+    def place(self, site: str, auth: str | None = None) -> None:
+        """Tells the stand-in at which addresses it is served."""
+        self.addresses = Addresses(site, auth or site)
+        self._pages.auth = self.addresses.auth
+
+    def close_streams(self) -> None:
+        """Ends every open answer where it is, so that a server can stop."""
+        self.records.closing = True
+        for turn in self.records.streams.values():
+            turn.interrupted.set()
+
+    def _router(self, scope: Scope) -> Router:
+        if self.addresses.site == self.addresses.auth:
+            return self._both
+        _, port = scope.get("server") or ("", 0)
+        at_auth = self.addresses.auth.endswith(f":{port}")
+        return self._auth if at_auth else self._site
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        router = self._router(scope)
+        shared = self._sharing(request) if router is self._auth else {}
+
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._dress(scope, request, message, shared)
+            await send(message)
+
+        if shared and request.method == "OPTIONS":
+            await Response(status_code=204)(scope, receive, dressed)
+            return
+        if not await self._noted(request):
+            return
+        try:
+            await router(scope, _replayed(request, receive), dressed)
+        except HTTPException as refusal:
+            await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, dressed)
+
+    def _dress(self, scope: Scope, request: Request, message: Message, shared: dict[str, str]) -> None:
+        """The headers that every answer has, and the status that the wire says (protocol §0.2)."""
+        headers: list[tuple[bytes, bytes]] = list(message.get("headers", []))
+        names = {name.lower(): value for name, value in headers}
+        more = {**shared, "cache-control": "no-cache", "x-frame-options": "SAMEORIGIN"}
+        if not scope.get("standin.edge"):
+            actual = names.get(ACTUAL_STATUS.encode(), str(message["status"]).encode()).decode()
+            more |= {
+                ACTUAL_STATUS: actual,
+                "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
+                "ga-ap": "stand-in",
+            }
+            if self.options.real_statuses:
+                message["status"] = int(actual)
+        for name, value in more.items():
+            if name.encode() not in names:
+                headers.append((name.encode(), value.encode()))
+        message["headers"] = headers
+
+    def _sharing(self, request: Request) -> dict[str, str]:
+        """CORS with credentials for the site's own origin, and for no other (protocol §1.3)."""
+        origin = request.headers.get("origin", "")
+        if origin != self.addresses.site:
+            return {}
+        headers = {
+            "access-control-allow-origin": origin,
+            "access-control-allow-credentials": "true",
+            "vary": "Origin",
+        }
+        wanted = request.headers.get("access-control-request-headers")
+        if request.method == "OPTIONS":
+            headers |= {
+                "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+                "access-control-allow-headers": wanted or "",
+                "access-control-max-age": "600",
+            }
+        return headers
+
+    async def _noted(self, request: Request) -> bool:
+        """Keeps what came in; False when the client left before its body was whole."""
+        if not request.url.path.startswith("/api/"):
+            return True
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return False
+        session = self._sign_ins.known(request)
+        query = f"?{request.url.query}" if request.url.query else ""
+        headers = {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
+        self.records.received.append(
+            {
+                "method": request.method,
+                "path": request.url.path + query,
+                "account": session.account if session else None,
+                "headers": headers,
+                "bearer": bool(self._sign_ins.bearer(request)),
+                "cookies": sorted(request.cookies),
+                "body": _without_secrets(body),
+                "at": time.monotonic(),
+            }
+        )
+        return True
+
+    def _site_routes(self) -> list[BaseRoute]:
+        chats, talks, guard = self._chats, self._talks, self._guarded
+        return [
+            *self._pages.routes(),
+            *self._sign_ins.site_routes(),
+            *self._boot_routes(),
+            Route("/api/models", self._open_models),
+            Route("/api/v2/models/", self._faulted("models", self._models)),
+            Route("/api/v2/chats/new", guard("new", chats.new), methods=["POST"]),
+            Route("/api/v2/chats/", guard("list", self._list), methods=["GET"]),
+            Route("/api/v2/chats/", guard("delete", chats.delete_all), methods=["DELETE"]),
+            Route("/api/v2/chats/pinned", guard("list", chats.pinned)),
+            Route("/api/v2/chats/batch_delete", guard("delete", chats.batch_delete), methods=["POST"]),
+            Route("/api/v2/chats/{chat_id}", guard("detail", chats.detail), methods=["GET"]),
+            Route("/api/v2/chats/{chat_id}", guard("rename", chats.update), methods=["POST"]),
+            Route("/api/v2/chats/{chat_id}", guard("delete", chats.delete), methods=["DELETE"]),
+            Route("/api/v2/chats/{chat_id}/pin", guard("pin", chats.pin), methods=["POST"]),
+            Route("/api/v2/chat/completions", self._completions, methods=["POST"]),
+            Route(
+                "/api/v2/chat/completions",
+                guard("resume", lambda request, who: talks.resume(request, who.account)),
+                methods=["GET"],
+            ),
+            Route(
+                "/api/v2/chat/completions/stop",
+                guard("stop", lambda request, who: talks.stop(request, who.account)),
+                methods=["POST"],
+            ),
+        ]
+
+    def _boot_routes(self) -> list[BaseRoute]:
+        """What the app asks while it boots, beside models and chats (protocol §1.4)."""
+        settings = {
+            "ui": {"theme": "light", "language": "en-US"},
+            "memory": {"enable_memory": False, "enable_history_memory": False},
+            "personalization": {"instruction": "", "enable_for_new_chat": False},
+            "tools_enabled": {"web_search": True, "image_gen_tool": True},
+        }
+        answers: dict[str, Any] = {
+            "/api/v2/configs/": {"name": "Qwen (stand-in)"},
+            "/api/v2/configs/setting-config": {},
+            "/api/v2/users/user/settings": settings,
+            "/api/v2/users/status": True,
+            "/api/v2/tts/config": {"audio_tts_speakers": [], "omni_speakers": []},
+            "/api/v2/folders/": [],
+            "/api/v2/projects/": [],
+            "/api/v2/library/list": {"has_more": False, "items": [], "cursor": None},
+            "/api/v2/notifications/latest": None,
+            "/api/v2/users/user/entitlement_quota": {"user_tier": "free", "model": {}},
+        }
+        return [Route(path, _constant(data), methods=["GET", "POST"]) for path, data in answers.items()]
+
+    def _missing(self) -> list[BaseRoute]:
+        async def missing(request: Request) -> Response:
+            if request.url.path.startswith("/api/v2/"):
+                return refused(request, "Not_Found", "Not Found", 404)
+            return JSONResponse({"detail": "Not Found"}, status_code=404)
+
+        methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+        return [Route("/{rest:path}", missing, methods=methods)]
+
+    async def _models(self, request: Request) -> Response:
+        listed = LISTED if self._sign_ins.credential(request) else LISTED[:GUEST_MODELS]
+        return enveloped(request, {"data": [entry(model) for model in listed]})
+
+    async def _open_models(self, request: Request) -> Response:
+        return JSONResponse({"data": [entry(model) for model in LISTED]})
+
+    async def _list(self, request: Request, session: Session) -> Response:
+        if "page" in request.query_params:
+            session.booted = True
+        return await self._chats.page(request, session)
+
+    async def _completions(self, request: Request) -> Response:
+        session = self._session_or_refusal(request)
+        if isinstance(session, Response):
+            return session
+        if self._sign_ins.session(request) is None:
+            # The Bearer alone passes chats/new, but is challenged here (protocol §1.3).
+            return punished(request)
+        return await self._talks.complete(request, session, self._queued("completions", session.account))
+
+    def _guarded(self, kind: str, handler: Guarded) -> Handler:
+        """The handler behind the checks that all writes share, and behind the queued faults."""
+
+        async def guarded(request: Request) -> Response:
+            session = self._session_or_refusal(request)
+            if isinstance(session, Response):
+                return session
+            for switch in self._queued(kind, session.account):
+                if switch.name == DIALOG:
+                    return challenged(request, session)
+                if switch.name in REFUSALS:
+                    return REFUSALS[switch.name](request, switch)
+            return await handler(request, session)
+
+        return guarded
+
+    def _faulted(self, kind: str, handler: Handler) -> Handler:
+        async def faulted(request: Request) -> Response:
+            session = self._sign_ins.known(request) or self._sign_ins.session(request)
+            for switch in self._queued(kind, session.account if session else ""):
+                if switch.name in REFUSALS:
+                    return REFUSALS[switch.name](request, switch)
+            return await handler(request)
+
+        return faulted
+
+    def _session_or_refusal(self, request: Request) -> Session | Response:
+        """Headers, then the credential, then whether the page is warm: the order the service seems to use."""
+        refusal = self._header_refusal(request)
+        if refusal is not None:
+            return refusal
+        session = self._sign_ins.credential(request)
+        if session is None:
+            return unauthorized(request)
+        writes = ("/api/v2/chats/new", "/api/v2/chat/completions")
+        if request.method == "POST" and request.url.path in writes:
+            if session.challenged:
+                return punished(request, header=True)
+            if self.options.cold_check and not session.booted:
+                return punished(request)
+        return session
+
+    def _header_refusal(self, request: Request) -> Response | None:
+        """What a missing header of protocol §2 costs; reading calls are not checked."""
+        if not self.options.check_headers or request.method == "GET":
+            return None
+        headers = request.headers
+        if int(headers.get("content-length") or 0) > self.options.max_body_bytes:
+            return punished(request)
+        if not headers.get("x-request-id"):
+            return waf_page()
+        if not headers.get("source"):
+            return EdgeJSON({"ret": ["FAIL_SYS_USER_VALIDATE::no source"], "data": {}})
+        if not headers.get("version"):
+            return refused(request, "Bad_Request", "Internal error, please contact the service provider.")
+        if request.method == "POST" and not headers.get("content-type", "").startswith("application/json"):
+            details = ["Field '': Input should be a valid dictionary"]
+            return refused(request, "RequestValidationError", details)
+        return None
+
+    def _queued(self, kind: str, account: str) -> list[Switch]:
+        """The faults whose turn has come for this call; each is used up by one."""
+        struck = []
+        for fault in list(self.records.faults):
+            if fault["on"] not in (kind, "any") or fault["account"] not in (None, account):
+                continue
+            struck.append(Switch(fault["name"], fault["params"]))
+            fault["times"] -= 1
+            if fault["times"] <= 0:
+                self.records.faults.remove(fault)
+        return struck
+
+
+class _Server(uvicorn.Server):
+    """uvicorn in somebody else's loop: it leaves the signals to whoever owns them."""
+
+    def __init__(self, app: Standin) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=CLOSING_S,
+            timeout_keep_alive=75,
+            server_header=False,
+        )
+        super().__init__(config)
+        self.ready = Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.setblocking(False)
+    return listener
+
+
+def _constant(data: Any) -> Handler:
+    async def constant(request: Request) -> Response:
+        return enveloped(request, data)
+
+    return constant
+
+
+def _replayed(request: Request, receive: Receive) -> Receive:
+    """A `receive` that gives the body once more, then goes on as before."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given or not request.url.path.startswith("/api/"):
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": await request.body(), "more_body": False}
+
+    return replay
+
+
+def _without_secrets(body: bytes) -> Any:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")[:1000] or None
+    if isinstance(value, dict):
+        return {key: "…" if key in SECRET_FIELDS else item for key, item in value.items()}
+    return value
