@@ -32,7 +32,7 @@ LAYERS = (
         "dialects.base",
         "browser.install",
     },
-    {"qwen.payload", "qwen.phases", "qwen.failures", "ledger", "accounts.registry", "dialects.openai_chat"},
+    {"qwen.payload", "qwen.phases", "ledger", "accounts.registry", "dialects.openai_chat"},
     {"accounts.pool", "qwen.client", "janitor", "browser.chromium"},
     {"browser.bridge"},
     {"browser.contexts"},
