@@ -1,0 +1,100 @@
+"""What the service does not do for us: ends an answer at a stop sequence or after so many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qwenproxy.chat import Delta, Finished, FinishReason, Text, Usage
+
+BYTES_PER_TOKEN = 4
+"""Where the service does not count; the usual estimate."""
+
+
+class Cutter:
+    """A filter over one answer's deltas. Once it is `done`, close the answer: nothing more comes out.
+
+    Of the stop sequences the one that begins first wins, however the text is cut into pieces; it is not given
+    out. Text is held back only while it could be the beginning of one. `max_tokens` counts visible tokens: the
+    service's own count where a piece tells it, else a quarter of the bytes. A piece that goes past the limit is
+    cut, in proportion. An answer that ends by itself exactly at the limit has not been cut.
+
+    Looking for a stop sequence takes time in proportion to its length for every piece.
+    """
+
+    def __init__(self, stop: Sequence[str] = (), max_tokens: int | None = None) -> None:
+        self.done = False
+        self._stop = tuple(sequence for sequence in stop if sequence)
+        self._limit = None if max_tokens is None else max_tokens * BYTES_PER_TOKEN
+        """In quarters of a token, so that a byte is 1."""
+        self._spent = 0
+        self._held = ""
+        self._said_tokens = 0
+        """The service's latest count."""
+
+    def push(self, delta: Delta) -> Iterator[Delta]:
+        if self.done:
+            return
+        if isinstance(delta, Text) and (self._stop or self._limit is not None):
+            yield from self._push_text(delta)
+        elif isinstance(delta, Finished):
+            yield from self._finish(delta)
+        else:
+            yield delta
+
+    def _push_text(self, delta: Text) -> Iterator[Delta]:
+        self._said_tokens = delta.output_tokens or self._said_tokens
+        kept = self._within_limit(delta)
+        if not self._stop and kept == delta.text:
+            yield delta
+            return
+        self._held += kept
+        yield from self._give(is_last=kept != delta.text)
+        if kept != delta.text and not self.done:
+            yield self._cut("length")
+
+    def _within_limit(self, delta: Text) -> str:
+        raw = delta.text.encode("utf-8", "replace")
+        before = self._spent
+        said = delta.output_tokens * BYTES_PER_TOKEN
+        self._spent = max(before, said) if said else before + len(raw)
+        if self._limit is None or self._spent <= self._limit:
+            return delta.text
+        room = max(self._limit - before, 0)
+        kept = raw[: len(raw) * room // (self._spent - before)] if self._spent > before else b""
+        return kept.decode("utf-8", "ignore")
+
+    def _give(self, *, is_last: bool) -> Iterator[Delta]:
+        """Everything that cannot belong to a stop sequence any more; ends the answer at one."""
+        found = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=None)
+        certain = len(self._held) if is_last else self._beginning_of_stop()
+        if found is not None and found <= certain:
+            if found:
+                yield Text(self._held[:found], self._said_tokens)
+            yield self._cut("stop")
+            return
+        if certain:
+            yield Text(self._held[:certain], self._said_tokens)
+        self._held = self._held[certain:]
+
+    def _beginning_of_stop(self) -> int:
+        """Where the tail starts that the next piece could turn into a stop sequence."""
+        longest = 0
+        for sequence in self._stop:
+            sizes = range(min(len(sequence) - 1, len(self._held)), longest, -1)
+            longest = next((size for size in sizes if self._held.endswith(sequence[:size])), longest)
+        return len(self._held) - longest
+
+    def _finish(self, finished: Finished) -> Iterator[Delta]:
+        for delta in self._give(is_last=True):
+            yield Finished("stop", finished.usage) if isinstance(delta, Finished) else delta
+        if not self.done:
+            self.done = True
+            yield finished
+
+    def _cut(self, reason: FinishReason) -> Finished:
+        """The service's own usage never comes now: what was given out is counted, the prompt is not."""
+        self.done = True
+        tokens = self._said_tokens or -(-self._spent // BYTES_PER_TOKEN)
+        if self._limit is not None:
+            tokens = min(tokens, self._limit // BYTES_PER_TOKEN)
+        return Finished(reason, Usage(output_tokens=tokens, estimated=True))
