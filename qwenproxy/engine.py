@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 
 from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
+from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport, StorageState, state_from_token
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import QwenProxyError
@@ -22,8 +23,8 @@ from qwenproxy.settings import Settings
 
 
 @asynccontextmanager
-async def engine(settings: Settings) -> AsyncGenerator[Gateway]:
-    """A gateway over the accounts of the session folder; its browser starts in the background.
+async def engine(settings: Settings, *, chromium: Chromium | None = None) -> AsyncGenerator[Gateway]:
+    """A gateway over the accounts of the session folder; its browser, unless lent, starts in the background.
 
     Raises:
         SessionDamaged: `tokens.json` cannot be read.
@@ -43,7 +44,7 @@ async def engine(settings: Settings) -> AsyncGenerator[Gateway]:
         saved = registry.browser_state(account_id)
         return saved or state_from_token(registry.token(account_id), settings.upstream)
 
-    transport = BrowserTransport(settings, state_of)
+    transport = BrowserTransport(settings, state_of, chromium=chromium)
     client = QwenClient(transport, settings, clock)
     ledger = await run_sync(Ledger, settings.session_dir / "chats.jsonl")
     janitor = Janitor(ledger, client, keep=settings.keep_chats)
