@@ -86,26 +86,9 @@ class Control:
         return JSONResponse({"queued": len(self._records.faults)})
 
     async def reset(self, request: Request) -> Response:
-        """Forgets chats, counters, faults, what was received; and sign-ins with `{"sessions": true}`."""
+        """Back to the start: options, chats, counters, faults; sign-ins stay unless `{"sessions": true}`."""
         asked = await read_object(request) or {}
-        for turn in self._records.streams.values():
-            turn.interrupted.set()
-        for kept in (
-            self._records.chats,
-            self._records.faults,
-            self._records.marks_met,
-            self._records.received,
-        ):
-            kept.clear()
-        if asked.get("sessions"):
-            self._records.sessions.clear()
-            self._records.tokens.clear()
-            self._records.accounts.clear()
-        # A stream that is just ending still counts itself out: its counters object must stay.
-        for counters in self._records.accounts.values():
-            for item in fields(Counters):
-                if item.name != "open":
-                    setattr(counters, item.name, 0)
+        self._records.forget(sessions=bool(asked.get("sessions")))
         return JSONResponse({})
 
     async def expire(self, request: Request) -> Response:
@@ -144,9 +127,11 @@ class Control:
         return JSONResponse(asdict(self._records.options))
 
     async def token(self, request: Request) -> Response:
-        """A 30-day token for `{"account"}` without the sign-in page."""
+        """Signs `{"account"}` in without the page: the token, and the cookie that goes with it."""
         asked = await read_object(request) or {}
-        return JSONResponse({"token": self._sign_ins.mint(str(asked.get("account")))})
+        token, session = self._sign_ins.open_session(str(asked.get("account")))
+        cookie = {"name": self._sign_ins.cookie_name, "value": session.cookie}
+        return JSONResponse({"token": token, "cookie": cookie})
 
     async def break_streams(self, request: Request) -> Response:
         """Closes every open answer abruptly."""

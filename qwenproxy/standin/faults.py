@@ -232,18 +232,18 @@ def _status_error(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iter
     return _broken(steps, switch, [frames.delta(delta)], 2)
 
 
-def _hang_before_head(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
+def _hold_head(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
     yield from _wait(switch)
     yield from steps
 
 
-def _hang_after_head(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
+def _hold_body(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
     yield Head()
     yield from _wait(switch)
     yield from (step for step in steps if not isinstance(step, Head))
 
 
-def _hang_mid_stream(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
+def _hold_middle(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
     yield from _between(steps, switch.whole("after", 3), lambda: _wait(switch))
 
 
@@ -469,9 +469,9 @@ SPOILERS: dict[str, Spoiler] = {
     "odd_cuts": _odd_cuts,
     "line_ends": _line_ends,
     "intermediate": _two_intermediate,
-    "hang_head": _hang_before_head,
-    "hang_body": _hang_after_head,
-    "hang_mid": _hang_mid_stream,
+    "hang_before_head": _hold_head,
+    "hang_after_head": _hold_body,
+    "hang_mid_stream": _hold_middle,
 }
 DIALOG = "dialog"
 """The page shows a verification and the call hangs until somebody solves it (protocol §6.3.3)."""

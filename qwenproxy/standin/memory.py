@@ -142,8 +142,27 @@ class Records:
     """How often each mark of a prompt has struck, for `times=`."""
     received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECEIVED_LIMIT))
     closing: bool = False
+    first_options: Options = field(init=False)
     streams: dict[int, Turn] = field(default_factory=dict)
     """Turns whose socket is open."""
+
+    def __post_init__(self) -> None:
+        self.first_options = self.options
+
+    def forget(self, *, sessions: bool) -> None:
+        """Back to the start; answers that run are broken off and counted no more."""
+        for turn in self.streams.values():
+            turn.ending = turn.ending or "failed"
+            turn.interrupted.set()
+        self.options = self.first_options
+        for kept in (self.chats, self.faults, self.marks_met, self.received, self.accounts):
+            kept.clear()
+        if sessions:
+            self.sessions.clear()
+            self.tokens.clear()
+        for session in self.sessions.values():
+            session.challenged = False
+            self.counters(session.account)
 
     def counters(self, account: str) -> Counters:
         return self.accounts.setdefault(account, Counters())

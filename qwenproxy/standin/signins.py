@@ -68,18 +68,23 @@ class SignIns:
 
     def session(self, request: Request) -> Session | None:
         """The sign-in that the session cookie proves."""
-        name = "token" if self._records.options.era == "B" else "refresh_token"
-        session = self._records.sessions.get(request.cookies.get(name, ""))
+        session = self._records.sessions.get(request.cookies.get(self.cookie_name, ""))
         return session if session and session.alive else None
 
-    def mint(self, account: str) -> str:
-        """A 30-day token of era B without a sign-in page: what a bare `token.txt` holds."""
-        token = self._long_token(account)
-        session = Session(account, token)
-        self._records.sessions[token] = session
-        self._records.tokens[token] = Access(session, time.time() + SESSION_S)
+    @property
+    def cookie_name(self) -> str:
+        """The cookie that carries the session; sources disagree about era C (protocol Appendix B)."""
+        return "token" if self._records.options.era == "B" else "refresh_token"
+
+    def open_session(self, account: str) -> tuple[str, Session]:
+        """A new sign-in and its token: the session's own in era B, a short access token in era C."""
+        session = Session(account, self._long_token(account))
+        self._records.sessions[session.cookie] = session
         self._records.counters(account)
-        return token
+        if self._records.options.era == "C":
+            return self._access_token(session), session
+        self._records.tokens[session.cookie] = Access(session, time.time() + SESSION_S)
+        return session.cookie, session
 
     def user(self, account: str, token: str) -> dict[str, Any]:
         rights = {"file_upload": True, "delete": True, "edit": True, "temporary": True}
@@ -152,19 +157,19 @@ class SignIns:
         return self.bearer(request) or session.cookie
 
     def _signed_in(self, request: Request, email: str) -> Response:
-        secure = request.url.scheme == "https"
-        if self._records.options.era == "B":
-            token = self.mint(email)
-            answer = enveloped(request, self.user(email, token))
-            answer.set_cookie("token", token, max_age=SESSION_S, secure=secure, samesite="lax")
-            return answer
-        session = Session(email, self._long_token(email))
-        self._records.sessions[session.cookie] = session
-        self._records.counters(email)
-        user = {key: self.user(email, "")[key] for key in ("id", "email", "name", "role")}
-        answer = enveloped(request, {**user, "access_token": self._access_token(session)})
+        token, session = self.open_session(email)
+        user = self.user(email, token)
+        era_c = self._records.options.era == "C"
+        if era_c:
+            user = {key: user[key] for key in ("id", "email", "name", "role")} | {"access_token": token}
+        answer = enveloped(request, user)
         answer.set_cookie(
-            "refresh_token", session.cookie, max_age=SESSION_S, httponly=True, secure=secure, samesite="lax"
+            self.cookie_name,
+            session.cookie,
+            max_age=SESSION_S,
+            httponly=era_c,
+            secure=request.url.scheme == "https",
+            samesite="lax",
         )
         return answer
 

@@ -102,16 +102,21 @@ class Standin:
         sockets = [listening_socket(host, each) for each in ports]
         self.place(*(f"http://{host}:{each.getsockname()[1]}" for each in sockets))
         servers = [_Server(self) for _ in sockets]
+        failure: Exception | None = None
         async with create_task_group() as group:
             for server, listener in zip(servers, sockets, strict=True):
                 group.start_soon(server.serve, [listener])
                 await server.ready.wait()
             try:
                 yield self.addresses
+            except Exception as error:  # noqa: BLE001 - raised again outside the group, which would wrap it
+                failure = error
             finally:
                 self.close_streams()
                 for server in servers:
                     server.should_exit = True
+        if failure is not None:
+            raise failure
 
     def place(self, site: str, auth: str | None = None) -> None:
         """Tells the stand-in at which addresses it is served."""

@@ -1,0 +1,74 @@
+"""The fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.serve import Standin, leaking, running_standin
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-playwright's `page` leaves its loop running in this thread: async tests after it would break."""
+    items.sort(key=lambda item: "page" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of this shell, and no `.env` of this folder, reaches a test."""
+    for name in filter(leaking, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """What `settings.browser` is in tests: the system's Chromium."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium on this computer; on Debian: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
+def _standins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Standin]]:
+    """Stand-ins already running, by era and protocol: starting one takes half a second."""
+    with ExitStack() as stack:
+        started: dict[tuple[str, bool], Standin] = {}
+
+        def standin(era: str, http2: bool) -> Standin:
+            if (era, http2) not in started:
+                folder = tmp_path_factory.mktemp("standin")
+                started[era, http2] = stack.enter_context(running_standin(folder, era=era, http2=http2))
+            return started[era, http2]
+
+        yield standin
+
+
+@pytest.fixture
+def standin(request: pytest.FixtureRequest, _standins: Callable[[str, bool], Standin]) -> Standin:
+    """A fresh stand-in over HTTP/1.1, era C: `@pytest.mark.parametrize("standin", ["B"], indirect=True)`."""
+    found = _standins(getattr(request, "param", "C"), False)
+    found.reset()
+    return found
+
+
+@pytest.fixture
+def h2_standin(request: pytest.FixtureRequest, _standins: Callable[[str, bool], Standin]) -> Standin:
+    """The same over HTTP/2 and TLS: for more than six streams of one page."""
+    found = _standins(getattr(request, "param", "C"), True)
+    found.reset()
+    return found
