@@ -75,6 +75,7 @@ class Janitor:
         if self._tasks is None:
             raise ShuttingDown("the proxy is stopping")
         birth = _Birth()
+        self._open += 1
         self._tasks.start_soon(self._make, account_id, make, birth)
         try:
             await birth.over.wait()
@@ -115,6 +116,7 @@ class Janitor:
             birth.error = QwenProxyError("making a chat failed inside the proxy")
         finally:
             birth.over.set()
+            self._close_one()
 
     def _write(self, chat: UpstreamChat, event: Event) -> None:
         """A disk that fails does not fail an answer."""
@@ -131,9 +133,12 @@ class Janitor:
                     return
             log.warning("a chat of account %s stays until the next start", chat.account_id)
         finally:
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+            self._close_one()
+
+    def _close_one(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._idle.set()
 
     async def _try(self, chat: UpstreamChat) -> bool:
         try:

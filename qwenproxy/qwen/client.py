@@ -20,7 +20,9 @@ import anyio
 from qwenproxy.chat import Delta, Started, Text
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
+    ChatGone,
     ContextTooLong,
+    EmptyAnswer,
     NotFound,
     ProtocolChanged,
     QwenProxyError,
@@ -115,8 +117,13 @@ class QwenClient:
         await self._post(account_id, f"/api/v2/chats/{quote(chat_id, safe='')}", payload.rename(title))
 
     async def delete(self, account_id: str, chat_id: str) -> None:
-        """Raises: ChatGone when it was not there; ChatBusy."""
-        await self._call(account_id, Fetch("DELETE", f"/api/v2/chats/{quote(chat_id, safe='')}"))
+        """An empty answer means deleted too (protocol §8). Raises: ChatGone, ChatBusy."""
+        try:
+            await self._call(account_id, Fetch("DELETE", f"/api/v2/chats/{quote(chat_id, safe='')}"))
+        except EmptyAnswer:
+            return
+        except NotFound:
+            raise ChatGone("there is no such chat") from None
 
     async def stop(self, account_id: str, chat_id: str, response_id: str) -> None:
         """Ends a running answer on the service (protocol §4.6)."""
@@ -217,7 +224,7 @@ class QwenClient:
 
     async def _not_a_stream(self, fetched: Fetched) -> QwenProxyError:
         text = await _whole(fetched)
-        error = failures.judge(fetched.status, fetched.headers, text)
+        error = failures.judge(fetched.status, fetched.headers, text, self._clock.now())
         return error or ProtocolChanged("the service answered a question without a stream", seen=text)
 
     async def _stop_quietly(self, account_id: str, chat_id: str, response_id: str) -> None:
@@ -248,7 +255,7 @@ class QwenClient:
                 text = await _whole(fetched)
         except TimeoutError:
             raise UpstreamTimeout("the service did not answer in time") from None
-        error = failures.judge(fetched.status, fetched.headers, text)
+        error = failures.judge(fetched.status, fetched.headers, text, self._clock.now())
         if error is not None:
             raise error
         return failures.unwrap(text)
