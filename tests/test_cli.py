@@ -1,0 +1,147 @@
+"""The command line, run as a person runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qwenproxy import cli
+from qwenproxy.settings import PLAIN, Settings, variable_of
+
+ROOT = Path(__file__).parent.parent
+UNSAID = {variable_of(field) for field in Settings.model_fields} | set(PLAIN)
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in UNSAID}
+    return subprocess.run(
+        [sys.executable, "-m", "qwenproxy", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr.strip()
+
+
+def test_help_tells_the_commands_and_options(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    for word in ("serve", "demo", "--host", "--port", ".env", "README.md", "Qwen Chat"):
+        assert word in done.stdout
+    assert "demo" in run(tmp_path, "demo", "--help").stdout
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    done = run(tmp_path, "sreve")
+    assert done.returncode == 2
+    assert "serve" in done.stderr
+    assert "demo" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["serve"], []])
+def test_without_an_account_one_line_leads_to_the_demo(arguments: list[str], tmp_path: Path) -> None:
+    done = run(tmp_path, *arguments, QWENPROXY_PORT="0")
+    assert done.returncode == 1
+    assert "./start.sh demo" in one_line(done)
+
+
+def test_only_signed_out_accounts_are_no_account(tmp_path: Path) -> None:
+    session = tmp_path / "session"
+    session.mkdir()
+    account = {"id": "acc_1", "token": "t", "resetAt": None, "invalid": True}
+    (session / "tokens.json").write_text(json.dumps([account]))
+    done = run(tmp_path, "serve", QWENPROXY_PORT="0")
+    assert done.returncode == 1
+    assert "no account is signed in" in one_line(done)
+
+
+def test_a_damaged_registry_is_one_line(tmp_path: Path) -> None:
+    session = tmp_path / "session"
+    session.mkdir()
+    (session / "tokens.json").write_text('{"not": "a list"}')
+    done = run(tmp_path, "serve", QWENPROXY_PORT="0")
+    assert done.returncode == 1
+    assert "tokens.json" in one_line(done)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment", "plain"])
+def test_a_taken_port_is_one_line_and_code_2(where: str, tmp_path: Path, taken_port: int) -> None:
+    port = str(taken_port)
+    done = {
+        "before": lambda: run(tmp_path, "--port", port, "serve"),
+        "after": lambda: run(tmp_path, "serve", "--port", port),
+        "environment": lambda: run(tmp_path, "serve", QWENPROXY_PORT=port),
+        "plain": lambda: run(tmp_path, "serve", PORT=port),
+    }[where]()
+    assert done.returncode == 2
+    assert port in one_line(done)
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_an_address_that_others_reach_is_refused(command: str, host: str, tmp_path: Path) -> None:
+    done = run(tmp_path, command, "--host", host)
+    assert done.returncode == 2
+    assert host in one_line(done)
+    assert "loopback" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "named"),
+    [
+        (["--port", "http"], {}, "--port=http"),
+        ([], {"QWENPROXY_PACE_S": "soon"}, "QWENPROXY_PACE_S=soon"),
+        ([], {"PORT": "x"}, "PORT=x"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_code_2(
+    arguments: list[str], variables: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, "serve", *arguments, **variables)
+    assert done.returncode == 2
+    assert one_line(done).startswith(f"qwenproxy: {named} cannot be used; allowed: a")
+
+
+def test_settings_come_from_the_file_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("QWENPROXY_HOST=0.0.0.0\n")
+    assert "0.0.0.0" in one_line(run(tmp_path, "serve"))
+
+
+def test_a_secret_in_a_bad_setting_is_not_shown(tmp_path: Path) -> None:
+    done = run(tmp_path, "serve", QWENPROXY_UPSTREAM="https://me:hunter22@example.com")
+    assert "QWENPROXY_UPSTREAM" in one_line(done)
+    assert "hunter22" not in done.stderr
+
+
+def test_main_gives_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0o022)
+    try:
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["--port", "-1"]) == 2
+        assert "an integer from 0 to 65535" in capsys.readouterr().err
+        assert os.umask(0o022) == 0o077
+    finally:
+        os.umask(before)

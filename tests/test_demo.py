@@ -1,0 +1,95 @@
+"""The demo as a person runs it: a process of its own, a real Chromium, the official SDK."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+READY_S = 60
+"""Seconds, on a loaded machine; a quiet one takes three."""
+
+
+@contextmanager
+def running_demo(folder: Path, *arguments: str) -> Iterator[tuple[psutil.Popen, list[str]]]:
+    """The process and what it printed until it was ready. Killed at the end if it still runs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QWENPROXY_")}
+    process = psutil.Popen(
+        [sys.executable, "-m", "qwenproxy", "demo", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    watch = threading.Timer(READY_S, process.kill)
+    watch.start()
+    try:
+        yield process, _until_ready(process)
+    finally:
+        watch.cancel()
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _until_ready(process: psutil.Popen) -> list[str]:
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, tmp_path: Path) -> None:
+    port = _free_port()
+    with running_demo(tmp_path, "--port", str(port)) as (process, lines):
+        told = "".join(lines)
+        base = re.search(r"Base URL +(\S+)", told)
+        assert base
+        assert base[1] == f"http://127.0.0.1:{port}/v1"
+        assert "not from Qwen" in told
+        assert f"curl {base[1]}/chat/completions" in told
+        with openai.OpenAI(base_url=base[1], api_key="any", max_retries=0) as client:
+            answer = client.chat.completions.create(
+                model="qwen", messages=[{"role": "user", "content": "Hello!"}]
+            )
+        assert answer.choices[0].message.content
+        family = process.children(recursive=True)
+        assert family
+        process.send_signal(stop)
+        assert process.wait(30) == 0
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+def test_the_next_free_port_is_used_and_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running_demo(tmp_path, "--port", str(port)) as (_, lines):
+            told = "".join(lines)
+            assert f"Port {port} is taken" in told
+            assert f"127.0.0.1:{port}/" not in told
