@@ -1,0 +1,269 @@
+"""The server: what it serves (`DIALECTS`), on which address (`bind`), until when (`serve`).
+
+A first SIGINT or SIGTERM: new requests get 503 `shutting_down`, running ones `DRAIN_S` seconds; then each
+that still runs ends with that error in its own dialect, and the server ends. A second signal skips the wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Final
+
+import anyio
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from uvicorn.server import HANDLED_SIGNALS
+
+from qwenproxy.dialects.base import Dialect
+from qwenproxy.dialects.openai_chat import OpenAIChat, envelope
+from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
+from qwenproxy.server.connection import Connection
+from qwenproxy.server.guard import Guard
+from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Gateway, Relay
+from qwenproxy.server.responses import error_response
+from qwenproxy.server.status_routes import StatusRoutes
+from qwenproxy.settings import Settings, SettingsError
+
+OPENAI_PREFIXES: Final = ("/v1", "/api", "/api/v1", "/api/v2")
+"""Every route of OpenAI's lives under each: `/v1` is what its clients expect, the others are the seeds'."""
+DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = ((OPENAI_PREFIXES, OpenAIChat()),)
+"""The table of contents: what clients may speak, and under which prefixes."""
+
+GZIP_BYTES: Final = 1024
+"""Smaller answers are sent as they are."""
+GZIP_LEVEL: Final = 5
+KEEP_ALIVE_S: Final = 75
+"""For an idle connection: longer than common clients keep theirs, so that they, not we, close first."""
+FAREWELL_S: Final = 2
+"""For the last error events, and again for the last bytes, once the drain is over."""
+CANCELLED_S: Final = 10
+"""For the engine's own end when `serve` is cancelled."""
+LOOK_S: Final = 0.05
+BACKLOG: Final = 512
+
+
+class PortTaken(SettingsError):
+    pass
+
+
+def create_app(
+    settings: Settings,
+    engine: Callable[[], AbstractAsyncContextManager[Gateway]],
+    bounds: Bounds | None = None,
+) -> FastAPI:
+    """The application; its lifespan enters `engine` and serves the gateway that comes out."""
+    admission = Admission(settings.max_in_flight)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(engine),
+        routes=_routes(settings, admission, bounds or Bounds()),
+        middleware=[
+            Middleware(Guard, settings=settings),
+            Middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=GZIP_LEVEL),
+        ],
+        exception_handlers={HTTPException: _answer_http_error, Exception: _answer_bug},
+    )
+    app.state.admission = admission
+    app.state.gateway = None
+    app.state.failure = None
+    return app
+
+
+def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[BaseRoute]:
+    status = StatusRoutes(settings, admission)
+    routes: list[BaseRoute] = [*status.routes(), *status.models_routes(OPENAI_PREFIXES)]
+    for prefixes, dialect in DIALECTS:
+        relay = Relay(dialect, admission, bounds, settings.heartbeat_s)
+        routes += [
+            Route(prefix + path, relay, methods=["POST"]) for prefix in prefixes for path in dialect.paths
+        ]
+    return routes
+
+
+def _lifespan(
+    engine: Callable[[], AbstractAsyncContextManager[Gateway]],
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        try:
+            async with engine() as gateway:
+                app.state.gateway = gateway
+                yield
+        except Exception as exc:  # noqa: BLE001 - `serve` raises it; uvicorn would only log it
+            app.state.failure = exc
+        if app.state.gateway is None:
+            yield
+
+    return lifespan
+
+
+async def _answer_http_error(request: Request, exc: Exception) -> Response:
+    """What the router refuses, in OpenAI's envelope."""
+    status = exc.status_code if isinstance(exc, HTTPException) else 500
+    headers = exc.headers if isinstance(exc, HTTPException) else None
+    error: QwenProxyError = CallerError("the request cannot be used")
+    if status == 404:
+        error = NotFound(f"there is no {request.method} {request.url.path} here")
+    if status == 405:
+        error = MethodNotAllowed(f"{request.method} is not possible on {request.url.path}")
+    return error_response(error, envelope(error), headers)
+
+
+async def _answer_bug(request: Request, exc: Exception) -> Response:
+    error = QwenProxyError(INTERNAL)
+    return error_response(error, envelope(error))
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A socket that listens, so that the port is ours from now on. Connections wait until `serve`.
+
+    Raises:
+        SettingsError: the address is no loopback address, or cannot be used.
+        PortTaken: something else listens there.
+    """
+    host = "127.0.0.1" if settings.host.lower() == "localhost" else settings.host.strip("[]")
+    if not _is_loopback(host):
+        raise SettingsError(
+            f"QWENPROXY_HOST={settings.host!r} cannot be used: only this computer may call until API keys "
+            "exist, so a loopback address such as 127.0.0.1 or ::1 is needed"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # On Windows SO_REUSEADDR would let two programs share the port.
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        listener.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
+        listener.bind((host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise _cannot_listen(settings, exc) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _cannot_listen(settings: Settings, exc: OSError) -> SettingsError:
+    if exc.errno == errno.EADDRINUSE:
+        return PortTaken(
+            f"QWENPROXY_PORT={settings.port} cannot be used: another program listens there; "
+            "stop it, or choose another port"
+        )
+    return SettingsError(
+        f"QWENPROXY_HOST={settings.host} with QWENPROXY_PORT={settings.port} cannot be used: {exc.strerror}"
+    )
+
+
+async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Serves until a signal ends it, then drains. Closes `listener`.
+
+    Raises:
+        whatever the engine raised, when it could not start or broke.
+    """
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
+    )
+    server = _Server(config, app, settings.drain_s)
+    try:
+        await server.serve(sockets=[listener])
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(CANCELLED_S, shield=True):
+            await server.shutdown_at_once([listener])
+        raise
+    finally:
+        listener.close()
+    if app.state.failure is not None:
+        raise app.state.failure
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._admission: Admission = app.state.admission
+        self._drain_s = drain_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.should_exit = self.should_exit or self._app.state.failure is not None
+
+    async def on_tick(self, counter: int) -> bool:
+        return self._app.state.failure is not None or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        self.config.timeout_graceful_shutdown = 0 if self.force_exit else FAREWELL_S
+        await super().shutdown(sockets)
+        if self.force_exit:
+            with anyio.move_on_after(FAREWELL_S):
+                await self.lifespan.shutdown()
+
+    async def shutdown_at_once(self, sockets: list[socket.socket]) -> None:
+        self.force_exit = True
+        if self.started:
+            await self.shutdown(sockets)
+        elif hasattr(self, "lifespan"):
+            await self.lifespan.shutdown()
+
+    async def _drain(self) -> None:
+        self._admission.draining = True
+        await self._until_empty(self._drain_s)
+        self._admission.stopped.set()
+        await self._until_empty(FAREWELL_S)
+
+    async def _until_empty(self, longest_s: float) -> None:
+        with anyio.move_on_after(longest_s):
+            # A signal handler sets `force_exit`: it cannot wake anything.
+            while self._admission.inside and not self.force_exit:  # noqa: ASYNC110
+                await anyio.sleep(LOOK_S)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's own, does not raise the signals again: a stop on request is a clean exit."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.started:
+            # Nothing to drain, and the start may take long.
+            raise KeyboardInterrupt
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True

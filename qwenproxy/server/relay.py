@@ -1,0 +1,430 @@
+"""The one async loop between a dialect and the gateway.
+
+Who ends an answer:
+
+| what happens | what the client sees | what the gateway's generator sees |
+|---|---|---|
+| the last choice finishes | the dialect's normal end | runs to its own end, at most `WIND_DOWN_S` longer |
+| an error before the first delta, in the first `decide_s` | the error's own status and body | is closed |
+| an error later | 200, then the dialect's error event and no normal end | is closed |
+| a bug (any other exception) | the same two, as `internal_error`; the traceback is logged | is closed |
+| the client leaves, at any time, streamed or not | – | is closed at once |
+| the client stops reading for `write_stall_s` | the connection is dropped | is closed at once |
+| the server stops and `DRAIN_S` is over | `shutting_down`, as an error | is closed |
+
+Comments keep a silent stream alive from `decide_s` on, every `HEARTBEAT_S`. They do not count as given: the
+gateway may still change the account while only they were sent. An answer that is not streamed is the same
+stream, folded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeAlias
+
+import anyio
+from anyio.lowlevel import checkpoint
+from anyio.to_thread import run_sync
+from starlette.types import Receive, Scope, Send
+
+from qwenproxy.chat import ChatRequest, Delta, Finished, fold
+from qwenproxy.dialects.base import Dialect, Json
+from qwenproxy.errors import BadRequest, QueueFull, QwenProxyError, ShuttingDown, TooLarge
+from qwenproxy.qwen.models import Model
+from qwenproxy.server.connection import EXTENSION
+from qwenproxy.server.responses import error_response, json_response
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE: Final = ": keep-alive\n\n"
+DELTAS_AHEAD: Final = 256
+"""How many deltas of an answer may wait for a client that reads slowly."""
+CLOSE_S: Final = 5.0
+"""How long the gateway's generator may take to clean up when it is closed."""
+WIND_DOWN_S: Final = 30.0
+"""How long it may go on after its last delta."""
+DEPTH: Final = 64
+"""Of objects and lists inside one another (reliability.md, T16)."""
+INTERNAL: Final = "the proxy met an error of its own; its log says more"
+SSE_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+Item: TypeAlias = tuple[int, Delta] | QwenProxyError
+
+
+class Gateway(Protocol):
+    def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        """The deltas that answer `request`, one choice of it. Raises our errors; cleans up when closed."""
+
+    async def models(self) -> Sequence[Model]: ...
+
+    def readiness(self) -> str | None:
+        """None when a request can be answered now, else why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no client may exceed; tests turn them (reliability.md, T16)."""
+
+    decide_s: float = 15.0
+    """How long the HTTP status may wait for the first delta."""
+    write_stall_s: float = 60.0
+    body_bytes: int = 20_000_000
+    body_idle_s: float = 20.0
+    body_total_s: float = 120.0
+
+
+class Admission:
+    """Who is inside, and whether anybody may still come in."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.inside = 0
+        self.draining = False
+        self.stopped = anyio.Event()
+        """Set: whoever is still inside ends now, with an error."""
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        if self.draining:
+            raise ShuttingDown("the proxy is stopping")
+        if self.inside >= self._most:
+            raise QueueFull(f"{self._most} requests are inside already; QWENPROXY_MAX_IN_FLIGHT is the limit")
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+class Relay:
+    """One dialect's endpoint: a plain ASGI application, so that nothing stands between it and the client."""
+
+    def __init__(self, dialect: Dialect, admission: Admission, bounds: Bounds, heartbeat_s: float) -> None:
+        self._dialect = dialect
+        self._admission = admission
+        self._bounds = bounds
+        self._heartbeat_s = heartbeat_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wire = _Wire(scope, receive, send, self._bounds.write_stall_s)
+        try:
+            with self._admission.enter():
+                body = await read_body(scope, receive, self._bounds)
+                request = self._dialect.parse(await _parsed(body), scope["path_params"])
+                gateway: Gateway = scope["app"].state.gateway
+                answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds.decide_s)
+                await answer.run(gateway, self._admission)
+        except ClientGone:
+            return
+        except QwenProxyError as exc:
+            await wire.refuse(exc, self._dialect.error(exc))
+        except Exception:
+            log.exception("a request could not be read")
+            error = QwenProxyError(INTERNAL)
+            await wire.refuse(error, self._dialect.error(error))
+
+
+class ClientGone(Exception):
+    pass
+
+
+class _Wire:
+    """The client's end of one answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, stall_s: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._stall_s = stall_s
+        self.started = False
+        self.gone = False
+        """The client stopped reading and was dropped."""
+
+    async def start_stream(self) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+
+    async def write(self, text: str, *, more: bool = True) -> None:
+        with anyio.move_on_after(self._stall_s) as waiting:
+            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+        if waiting.cancelled_caught:
+            self.gone = True
+            await self._drop()
+
+    async def reply(self, body: Json) -> None:
+        self.started = True
+        await json_response(body)(self._scope, self._receive, self._send)
+
+    async def refuse(self, error: QwenProxyError, body: Json) -> None:
+        self.started = True
+        late = {"Connection": "close"} if isinstance(error, BodyTooSlow) else None
+        await error_response(error, body, late)(self._scope, self._receive, self._send)
+
+    async def left(self) -> None:
+        """Returns when the client has gone, or its answer is complete."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _drop(self) -> None:
+        connection = self._scope.get("extensions", {}).get(EXTENSION)
+        if connection is not None:
+            connection["abort"]()
+            # The server learns of it in the next turn of the loop.
+            await checkpoint()
+
+
+class _Feed:
+    """Deltas of all choices on their way from the gateway to the client."""
+
+    def __init__(self) -> None:
+        self._into, self._out = anyio.create_memory_object_stream[Item](DELTAS_AHEAD)
+
+    async def put(self, item: Item) -> None:
+        try:
+            self._into.send_nowait(item)
+        except anyio.WouldBlock:
+            await self._into.send(item)
+
+    async def take(self, wait_s: float) -> list[Item]:
+        """All that is there, at least one; none when nothing came for `wait_s` seconds."""
+        items = self._ready()
+        if not items:
+            with anyio.move_on_after(wait_s):
+                items = [await self._out.receive()]
+            items += self._ready()
+        return items
+
+    def _ready(self) -> list[Item]:
+        items: list[Item] = []
+        try:
+            while True:
+                items.append(self._out.receive_nowait())
+        except anyio.WouldBlock:
+            return items
+
+    def close(self) -> None:
+        self._into.close()
+        self._out.close()
+
+
+class _Answer:
+    """One request under way."""
+
+    def __init__(
+        self, dialect: Dialect, request: ChatRequest, wire: _Wire, heartbeat_s: float, decide_s: float
+    ) -> None:
+        self._dialect = dialect
+        self._request = request
+        self._wire = wire
+        self._heartbeat_s = heartbeat_s
+        self._decide_s = decide_s
+        self._encoder = dialect.encoder(request)
+        self._unfinished = request.choices
+        self._written = False
+        self._feed = _Feed()
+
+    async def run(self, gateway: Gateway, admission: Admission) -> None:
+        try:
+            async with anyio.create_task_group() as producers:
+                for choice in range(self._request.choices):
+                    producers.start_soon(self._produce, gateway, choice)
+                async with anyio.create_task_group() as watchers:
+                    watchers.start_soon(self._leave_with_client, producers.cancel_scope)
+                    watchers.start_soon(self._stop_with_server, admission.stopped)
+                    await self._write()
+                    self._written = True
+                    watchers.cancel_scope.cancel()
+                wind_down_s = 0 if self._unfinished else WIND_DOWN_S
+                producers.cancel_scope.deadline = anyio.current_time() + wind_down_s
+        finally:
+            self._feed.close()
+
+    async def _produce(self, gateway: Gateway, choice: int) -> None:
+        delta: Delta | None = None
+        try:
+            async with _closed_in_the_end(gateway.stream(replace(self._request, choices=1))) as deltas:
+                async for delta in deltas:
+                    await self._feed.put((choice, delta))
+            if not isinstance(delta, Finished):
+                raise RuntimeError(f"the stream ended with {type(delta).__name__}")
+        except QwenProxyError as exc:
+            await self._feed.put(exc)
+        except Exception:
+            log.exception("an answer broke")
+            await self._feed.put(QwenProxyError(INTERNAL))
+
+    async def _leave_with_client(self, producers: anyio.CancelScope) -> None:
+        await self._wire.left()
+        # uvicorn calls an answer that is complete a disconnect too; then the producers end by themselves.
+        if not self._written:
+            producers.cancel()
+
+    async def _stop_with_server(self, stopped: anyio.Event) -> None:
+        await stopped.wait()
+        await self._feed.put(ShuttingDown("the proxy is stopping"))
+
+    async def _write(self) -> None:
+        try:
+            await (self._write_stream() if self._request.stream else self._write_whole())
+        except QwenProxyError as exc:
+            await self._wire.refuse(exc, self._dialect.error(exc))
+        except Exception:
+            log.exception("an answer could not be written")
+            self._unfinished = self._request.choices
+            await self._fail(QwenProxyError(INTERNAL))
+
+    async def _write_stream(self) -> None:
+        items = await self._feed.take(self._decide_s)
+        if items and isinstance(items[0], QwenProxyError):
+            raise items[0]
+        await self._wire.start_stream()
+        more = True
+        while more and not self._wire.gone:
+            frames, more = self._encoded(items)
+            await self._wire.write("".join(frames) or KEEP_ALIVE, more=more)
+            items = await self._feed.take(self._heartbeat_s) if more else []
+
+    def _encoded(self, items: Sequence[Item]) -> tuple[list[str], bool]:
+        """Frames for `items`, and whether more must follow them."""
+        frames: list[str] = []
+        for item in items:
+            if isinstance(item, QwenProxyError):
+                return frames + self._encoder.fail(item), False
+            choice, delta = item
+            frames += self._encoder.encode(delta, choice)
+            if self._finishes(delta):
+                return frames + self._encoder.end(), False
+        return frames, True
+
+    async def _write_whole(self) -> None:
+        choices: list[list[Delta]] = [[] for _ in range(self._request.choices)]
+        more = True
+        while more:
+            for item in await self._feed.take(float("inf")):
+                if isinstance(item, QwenProxyError):
+                    raise item
+                choice, delta = item
+                choices[choice].append(delta)
+                if self._finishes(delta):
+                    more = False
+                    break
+        await self._wire.reply(self._dialect.reply(self._request, [fold(deltas) for deltas in choices]))
+
+    def _finishes(self, delta: Delta) -> bool:
+        """Whether the answer is whole with `delta`; what follows it is no part of the answer."""
+        self._unfinished -= isinstance(delta, Finished)
+        return not self._unfinished
+
+    async def _fail(self, error: QwenProxyError) -> None:
+        if self._wire.started:
+            await self._wire.write("".join(self._encoder.fail(error)), more=False)
+        else:
+            await self._wire.refuse(error, self._dialect.error(error))
+
+
+@asynccontextmanager
+async def _closed_in_the_end(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[AsyncGenerator[Delta]]:
+    """`contextlib.aclosing` that also closes when the surrounding scope is cancelled (house.md §2)."""
+    try:
+        yield deltas
+    finally:
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await deltas.aclose()
+
+
+class BodyTooSlow(BadRequest):
+    pass
+
+
+async def read_body(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
+    """The request's body, whole.
+
+    Raises:
+        TooLarge: it is larger than `body_bytes`, or says so.
+        BodyTooSlow: nothing of it came for `body_idle_s`, or not all in `body_total_s`.
+        ClientGone: the client left.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > bounds.body_bytes:
+            raise TooLarge(f"the body is larger than {bounds.body_bytes} bytes")
+    body = bytearray()
+    deadline = anyio.current_time() + bounds.body_total_s
+    more = True
+    while more:
+        message: Any = None
+        with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + bounds.body_idle_s)):
+            message = await receive()
+        if message is None:
+            raise BodyTooSlow("the body came too slowly")
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > bounds.body_bytes:
+            raise TooLarge(f"the body is larger than {bounds.body_bytes} bytes")
+    return bytes(body)
+
+
+INLINE_BYTES: Final = 262_144
+"""Larger bodies are parsed in a thread, so that other answers go on."""
+
+
+async def _parsed(body: bytes) -> Json:
+    if len(body) <= INLINE_BYTES:
+        return parse_json(body)
+    return await run_sync(parse_json, body)
+
+
+def parse_json(body: bytes) -> Json:
+    """Raises: BadRequest, for everything that is not one sound JSON object."""
+    try:
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8 text") from None
+    except json.JSONDecodeError as exc:
+        raise BadRequest(f"the body is not JSON: {exc.msg} (line {exc.lineno}, column {exc.colno})") from None
+    except RecursionError:
+        raise BadRequest(f"the body is nested deeper than {DEPTH} levels") from None
+    except ValueError:
+        raise BadRequest("the body holds a number that cannot be used") from None
+    if not isinstance(value, dict):
+        raise BadRequest("the body is not a JSON object")
+    _check_values(value)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise BadRequest(f"the body is not JSON: {name} is no value")
+
+
+def _check_values(body: Json) -> None:
+    level: list[Any] = [body]
+    for _ in range(DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, dict):
+                inner += value
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return
+        level = inner
+    raise BadRequest(f"the body is nested deeper than {DEPTH} levels")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the body holds half a surrogate pair") from None

@@ -1,0 +1,158 @@
+"""The real server on a real socket, over a gateway that plays a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import anyio
+from anyio.abc import SocketStream
+from fastapi import FastAPI
+
+from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
+from qwenproxy.qwen.models import Model
+from qwenproxy.server.app import bind, create_app, serve
+from qwenproxy.server.relay import Admission, Bounds
+from qwenproxy.settings import Settings
+
+Step: TypeAlias = Delta | float | Exception | anyio.Event
+"""What a scripted answer does next: gives a delta, waits so many seconds, fails, or waits for the event."""
+
+START = Started("chat-1", "response-1", "qwen3.7-plus")
+END = Finished("stop", Usage(3, 2))
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+FOREVER = 3600.0
+
+
+def hello(request: ChatRequest) -> Sequence[Step]:
+    return [START, Text("Hello, "), Text("you!"), END]
+
+
+@dataclass
+class ScriptedGateway:
+    script: Callable[[ChatRequest], Sequence[Step]] = hello
+    cleanup_s: float = 0.0
+    not_ready: str | None = None
+    listed: tuple[Model, ...] = (Model("qwen3.7-plus", "Qwen3.7 Plus", 1_000_000), Model("qwen3-max", "Max"))
+    asked: list[ChatRequest] = field(default_factory=list)
+    opened: int = 0
+    closed: int = 0
+    """Whose cleanup, which awaits, has run to its end."""
+    completed: int = 0
+    """Which ran past their last step."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        self.opened += 1
+        self.asked.append(request)
+        try:
+            for step in self.script(request):
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, anyio.Event):
+                    await step.wait()
+                elif isinstance(step, float):
+                    await anyio.sleep(step)
+                else:
+                    yield step
+            self.completed += 1
+        finally:
+            with anyio.move_on_after(5, shield=True):
+                await anyio.sleep(self.cleanup_s)
+                self.closed += 1
+
+    async def models(self) -> Sequence[Model]:
+        return self.listed
+
+    def readiness(self) -> str | None:
+        return self.not_ready
+
+    async def all_closed(self, count: int, within_s: float) -> None:
+        with anyio.fail_after(within_s):
+            while not (self.closed == self.opened == count):
+                await anyio.sleep(0.005)
+
+
+@dataclass
+class Running:
+    port: int
+    app: FastAPI
+    host: str = "127.0.0.1"
+
+    @property
+    def url(self) -> str:
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}"
+
+    @property
+    def admission(self) -> Admission:
+        admission: Admission = self.app.state.admission
+        return admission
+
+    async def empty(self, within_s: float = 5) -> None:
+        with anyio.fail_after(within_s):
+            while self.admission.inside:
+                await anyio.sleep(0.005)
+
+    async def connect(self) -> SocketStream:
+        return await anyio.connect_tcp(self.host, self.port)
+
+    def post(self, body: Any, path: str = "/v1/chat/completions") -> bytes:
+        """A raw request."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.head(
+            "POST", path, f"Content-Type: application/json\r\nContent-Length: {len(content)}"
+        ) + (content)
+
+    def head(self, method: str, path: str, more: str = "") -> bytes:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", *([more] if more else [])]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    async def say(self, data: bytes) -> bytes:
+        """All that the server answers to `data` on a connection of its own, until it is silent or closes."""
+        async with await self.connect() as connection:
+            await connection.send(data)
+            return await heard(connection)
+
+
+async def heard(connection: SocketStream, until: bytes = b"", within_s: float = 10) -> bytes:
+    """What comes until `until` is in it, or one whole answer with a length, or the end of the connection."""
+    data = b""
+    with anyio.fail_after(within_s):
+        while not (until and until in data) and not (not until and _is_whole(data)):
+            try:
+                data += await connection.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                break
+    return data
+
+
+def _is_whole(data: bytes) -> bool:
+    head, blank, body = data.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return bool(blank and lengths) and len(body) >= int(lengths[0].partition(b":")[2])
+
+
+def settings_for(**values: Any) -> Settings:
+    return Settings(_env_file=None, **{"port": 0, **values})
+
+
+@asynccontextmanager
+async def running(
+    gateway: ScriptedGateway, bounds: Bounds | None = None, **values: Any
+) -> AsyncGenerator[Running]:
+    settings = settings_for(**values)
+
+    @asynccontextmanager
+    async def engine() -> AsyncGenerator[ScriptedGateway]:
+        yield gateway
+
+    listener = bind(settings)
+    app = create_app(settings, engine, bounds)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, app, settings, listener)
+        host, port = listener.getsockname()[:2]
+        yield Running(port, app, host)
+        tasks.cancel_scope.cancel()
