@@ -77,6 +77,7 @@ async def _run(settings: Settings, listener: socket.socket, say: Say) -> None:
             tasks.cancel_scope.cancel()
 
     async with Chromium(settings) as chromium:
+        await chromium.first()
         say("Signing the demo account in, on the stand-in's own page\n")
         await _sign_in(chromium, settings)
         await serve(create_app(settings, announced_engine), settings, listener)

@@ -4,7 +4,7 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 
-"$python" -m qwenproxy.browser.install
+"$python" -m qwenproxy.browser
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy

@@ -36,7 +36,7 @@ LAYERS = (
     {"accounts.pool", "qwen.client", "janitor", "browser.chromium"},
     {"browser.bridge"},
     {"browser.contexts"},
-    {"browser.login", "gateway"},
+    {"browser.login", "browser.__main__", "gateway"},
     {"engine", "server.guard", "server.relay"},
     {"server.app"},
     {"demo"},
@@ -83,6 +83,7 @@ IMPURE = {
 
 WITHOUT_TEST_FILE = {
     "__main__": "two lines; every test of the command line runs it",
+    "browser.__main__": "the first line of tests/check.sh runs it",
 }
 ONLY_IN = {
     "playwright": ("browser.",),

@@ -26,7 +26,7 @@ from anyio.to_thread import run_sync
 from playwright.async_api import Browser, CDPSession, Playwright, ProxySettings, async_playwright
 from playwright.async_api import Error as PlaywrightError
 
-from qwenproxy.browser.install import HINT, Executable, Say, find
+from qwenproxy.browser.install import HINT, Executable, Say, driver_hint, find, get_driver_library
 from qwenproxy.errors import BrowserError, BrowserLost, BrowserMissing
 from qwenproxy.settings import Settings
 
@@ -195,7 +195,7 @@ class _Driver:
             raise
         except Exception as exc:  # noqa: BLE001 - Playwright raises a plain Exception when its driver dies at start
             log.warning("Playwright's driver did not start: %s", exc)
-            raise BrowserLost("Playwright's driver did not start") from None
+            raise BrowserLost(f"Playwright's driver did not start{driver_hint()}") from None
         finally:
             self.processes = list(_drivers() - before)
         self._hush()
@@ -257,6 +257,16 @@ class Chromium:
         if self._running is not None:
             return None
         return str(self._problem) if self._problem else "Chromium is starting"
+
+    async def first(self) -> Running:
+        """The first browser, however long it takes to download one.
+
+        Raises:
+            BrowserMissing, BrowserLost: why there is none.
+        """
+        while self._running is None and self._problem is None:
+            await self._news.wait()
+        return await self.current()
 
     async def current(self) -> Running:
         """The browser of now; waits while one is starting.
@@ -331,6 +341,7 @@ class Chromium:
 
     async def _launch(self) -> Running:
         """Raises: BrowserMissing, BrowserLost. Whatever it started is gone then, cancelled or not."""
+        await get_driver_library(self._say)
         driver = _Driver()
         try:
             await driver.start()

@@ -6,6 +6,7 @@ Debian's package.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sys
@@ -25,6 +26,8 @@ CHANNELS = ("chrome", "msedge")
 """Browsers that Playwright itself finds by name."""
 DOWNLOAD_LIMIT_S = 900
 """Seconds for one download; about 180 MB."""
+DRIVER_LIBRARY, DRIVER_PACKAGE = "libatomic.so.1", "libatomic1"
+"""What Playwright's Node is linked to and a bare Debian lacks. Seen: 1.65 on Debian 12, 2026-11-21."""
 HINT = "install Chrome, Edge or Chromium, or set QWENPROXY_BROWSER to the path of one"
 
 LINUX = (
@@ -136,10 +139,33 @@ async def find(setting: str, own: Path, say: Say, places: Places | None = None) 
 
 def _ways_to_get_one(platform: str) -> Iterator[Sequence[str]]:
     yield (sys.executable, "-m", "playwright", "install", "chromium")
+    yield from _by_apt(platform, "chromium")
+
+
+def _by_apt(platform: str, package: str) -> Iterator[Sequence[str]]:
     apt = shutil.which("apt-get")
     if platform == "linux" and apt and os.geteuid() == 0:
         yield (apt, "-q", "update")
-        yield ("/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", apt, "-q", "install", "-y", "chromium")
+        yield ("/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", apt, "-q", "install", "-y", package)
+
+
+async def get_driver_library(say: Say) -> None:
+    """Gets the library that Playwright's driver wants beside a bare Debian's, where we may."""
+    if driver_hint():
+        for command in _by_apt(sys.platform, DRIVER_PACKAGE):
+            say(f"Playwright lacks {DRIVER_LIBRARY}; running {' '.join(command[-3:])}")
+            await _run(command, say)
+
+
+def driver_hint() -> str:
+    """What may keep Playwright's driver from starting, as the end of a message; "" when nothing is known."""
+    if sys.platform != "linux":
+        return ""
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return f"; it wants {DRIVER_LIBRARY}, hint: apt install {DRIVER_PACKAGE}"
+    return ""
 
 
 async def _run(command: Sequence[str], say: Say) -> bool:
