@@ -165,7 +165,7 @@ def test_the_longest_line_is_read() -> None:
 
 
 def test_many_lines_do_not_make_an_endless_event() -> None:
-    assert decoded([b"data:\n" * MAX_EVENT_BYTES]) == [
+    assert decoded([b"data:\n" * (MAX_EVENT_BYTES + 1)]) == [
         f"!the service sent an event longer than {MAX_EVENT_BYTES} bytes"
     ]
 
