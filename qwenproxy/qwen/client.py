@@ -95,7 +95,7 @@ class QwenClient:
         """
         try:
             user = await self._call(account_id, Fetch("GET", "/api/v2/auths/", host="auth"))
-        except (NotFound, Unreachable, ProtocolChanged):  # an older site has no such host
+        except (ChatGone, NotFound, Unreachable, ProtocolChanged):  # an older site has no such host
             user = await self._call(account_id, Fetch("GET", "/api/v1/auths/"))
         if not isinstance(user, dict) or "id" not in user:
             raise ProtocolChanged(

@@ -1,6 +1,6 @@
 """The same streamed answers straight from the stand-in and through the whole proxy, in one run.
 
-    .venv/bin/python tests/bench/stream.py [--streams 1 4 16 64] [--frames 500] [--rate 100]
+    .venv/bin/python -m tests.bench.stream [--streams 1 4 16 64] [--frames 500] [--rate 100]
 
 Straight: a plain HTTP/2 client (httpx) that makes a chat and reads the answer, as the proxy does. Through: a
 plain HTTP/1.1 client of the proxy, one account, `SLOTS_PER_ACCOUNT=80`. Every frame carries its number and the
@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
 import os
 import re
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
-import trustme
+
+from tests.serve import Proxy, Standin, running_proxy, running_standin
 
 STAMP = re.compile(rb"(\d+):(\d{6,}) ")
+ACCOUNT = "bench@example.com"
 HEADERS = {"Version": "0.3.12", "source": "web", "Accept": "application/json", "Timezone": "bench"}
 
 
@@ -74,19 +71,20 @@ def prompt(frames: int, rate: float) -> str:
 
 
 class Direct:
-    """The plain client: signs in by itself, one connection, HTTP/2."""
+    """The plain client: the account's own token, one connection, HTTP/2."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, standin: Standin) -> None:
+        standin.options(cold_check=False)
+        token, cookie = standin.sign_in(ACCOUNT)
         self._http = httpx.AsyncClient(
-            http2=True, verify=False, base_url=base, timeout=120, limits=httpx.Limits(max_connections=1)
+            http2=True,
+            verify=False,
+            base_url=standin.site,
+            timeout=120,
+            limits=httpx.Limits(max_connections=1),
         )
-
-    async def sign_in(self) -> str:
-        body = {"email": "bench@example.com", "password": hashlib.sha256(b"bench").hexdigest()}
-        answer = await self._post("/api/v2/auths/signin", body)
-        token = str(answer.json()["data"].get("token") or answer.cookies["token"])
+        self._http.cookies.set(cookie["name"], cookie["value"])
         self._http.headers["Authorization"] = f"Bearer {token}"
-        return token
 
     async def _post(self, path: str, body: dict[str, object]) -> httpx.Response:
         return await self._http.post(
@@ -219,74 +217,27 @@ def memory(pid: int) -> dict[str, float]:
     return found
 
 
-@contextmanager
-def running(command: list[str], env: dict[str, str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}, cwd=cwd)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until_ready(port: int, process: subprocess.Popen[str], began_s: float) -> float:
-    while time.monotonic() - began_s < 60 and process.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                return time.monotonic() - began_s
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise SystemExit("the proxy did not become ready")
-
-
-async def run(args: argparse.Namespace, folder: Path) -> None:
-    certificate = trustme.CA().issue_cert("127.0.0.1", "localhost")
-    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
-    certificate.private_key_pem.write_to_path(folder / "key.pem")
-    standin = [
-        sys.executable, "-m", "qwenproxy.standin", "--http2", "--era", "B", "--settle-s", "0",
-        "--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem"),
-    ]  # fmt: skip
-    with running(standin, {}, folder) as upstream:
-        assert upstream.stdout is not None
-        site = json.loads(upstream.stdout.readline())["site"]
-        direct = Direct(site)
-        await direct._post("/__standin__/options", {"cold_check": False})
-        token = await direct.sign_in()
-        session = folder / "session"
-        session.mkdir()
-        (session / "tokens.json").write_text(json.dumps([{"id": "bench", "token": token}]))
-        port = free_port()
-        env = {
-            "QWENPROXY_UPSTREAM": site, "QWENPROXY_AUTH_UPSTREAM": site, "QWENPROXY_SESSION_DIR": str(session),
-            "QWENPROXY_PORT": str(port), "QWENPROXY_SLOTS_PER_ACCOUNT": "80",
-        }  # fmt: skip
+def run(args: argparse.Namespace, folder: Path) -> None:
+    with running_standin(folder, era="B", http2=True) as standin:
         began_s = time.monotonic()
-        with running([sys.executable, "-m", "qwenproxy", "serve"], env, folder) as proxy:
-            ready_s = until_ready(port, proxy, began_s)
-            through = Through(port)
-            first = await read(through, prompt(1, 100))
-            print(f"from command to ready {ready_s:.1f} s, first answer {first.first_s:.2f} s later")
-            watched = {"stand-in": upstream.pid, "proxy": proxy.pid}
-            rows: list[Row] = []
-            for streams in args.streams:
-                for name, road in (("direct", direct), ("proxy", through)):
-                    rows.append(await measure(name, road, watched, streams, args))
-                    await asyncio.sleep(1)
-            report(rows)
+        with running_proxy(folder, standin, (ACCOUNT,), slots_per_account=80) as proxy:
+            ready_s = time.monotonic() - began_s
+            asyncio.run(compare(args, standin, proxy, ready_s))
             print("memory (PSS, MiB): " + ", ".join(f"{k} {v:.0f}" for k, v in memory(proxy.pid).items()))
-        await direct.close()
+
+
+async def compare(args: argparse.Namespace, standin: Standin, proxy: Proxy, ready_s: float) -> None:
+    direct, through = Direct(standin), Through(proxy.port)
+    first = await read(through, prompt(1, 100))
+    print(f"from command to ready {ready_s:.1f} s, first answer {first.first_s:.2f} s later")
+    watched = {"stand-in": standin.pid, "proxy": proxy.pid}
+    rows: list[Row] = []
+    for streams in args.streams:
+        for name, road in (("direct", direct), ("proxy", through)):
+            rows.append(await measure(name, road, watched, streams, args))
+            await asyncio.sleep(1)
+    await direct.close()
+    report(rows)
 
 
 def report(rows: list[Row]) -> None:
@@ -321,7 +272,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=500)
     parser.add_argument("--rate", type=float, default=100)
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(run(parser.parse_args(), Path(folder)))
+        run(parser.parse_args(), Path(folder))
 
 
 if __name__ == "__main__":

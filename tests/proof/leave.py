@@ -1,6 +1,6 @@
 """Clients that leave: the upstream must be closed within a second, every time, and nothing stays open.
 
-    .venv/bin/python tests/proof/leave.py [--count 300]
+.venv/bin/python -m tests.proof.leave [--count 300]
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import psutil
-from tests.serve import Proxy, Standin, running_proxy, running_standin
+
+from tests.serve import Proxy, Standin, running_proxy, running_standin, until
 
 When = Literal["mid-stream", "before the first byte", "unstreamed"]
 
 PROMPTS: dict[When, str] = {
     "mid-stream": "{{standin: long n=2000}} Tell me all.",
-    "before the first byte": "{{standin: hang_before_head}} Tell me all.",
+    "before the first byte": "{{standin: hang_head}} Tell me all.",
     "unstreamed": "{{standin: long n=2000}} Tell me all.",
 }
 
@@ -35,7 +36,7 @@ class Left:
 
 
 async def leave(proxy: Proxy, standin: Standin, when: When, wait_s: float) -> Left:
-    """One client that asks, waits until the answer runs, goes, and watches how long the answer outlives it."""
+    """One client that asks, waits until the answer runs, goes; how long the answer outlives it."""
     asked = await asyncio.to_thread(standin.state)
     body = {
         "model": "qwen3.7-plus",
@@ -51,21 +52,12 @@ async def leave(proxy: Proxy, standin: Standin, when: When, wait_s: float) -> Le
     if when == "mid-stream":
         await asyncio.wait_for(reader.readuntil(b"content"), 30)
     else:
-        await until(lambda: standin.state()["opened"] > asked["opened"], 30)
+        await standin.until(lambda state: state["opened"] > asked["opened"])
     await asyncio.sleep(wait_s)
     writer.transport.abort()
     gone_s = time.monotonic()
-    await until(lambda: standin.state()["open"] == 0, 10)
+    await standin.until(lambda state: state["open"] == 0, 10)
     return Left(when, time.monotonic() - gone_s)
-
-
-async def until(true: object, deadline_s: float) -> None:
-    assert callable(true)
-    end_s = time.monotonic() + deadline_s
-    while not await asyncio.to_thread(true):
-        if time.monotonic() > end_s:
-            raise TimeoutError("it did not come to pass")
-        await asyncio.sleep(0.01)
 
 
 async def prove(proxy: Proxy, standin: Standin, count: int) -> list[Left]:
@@ -76,7 +68,9 @@ async def prove(proxy: Proxy, standin: Standin, count: int) -> list[Left]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=300)
     count = parser.parse_args().count
     with (
@@ -87,10 +81,12 @@ def main() -> None:
         asyncio.run(prove(proxy, standin, 3))
         before = psutil.Process(proxy.pid).num_fds()
         left = asyncio.run(prove(proxy, standin, count))
-        asyncio.run(until(lambda: not standin.chats(), 30))
+        until(lambda: not standin.chats())
         for kind in get_args(When):
             times = sorted(one.closed_s for one in left if one.when == kind)
-            print(f"{kind}: {len(times)} left, closed after {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s")
+            print(
+                f"{kind}: {len(times)} left, closed after {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s"
+            )
         state = standin.state()
         print(f"stand-in: {state['open']} open, {len(standin.chats())} chats left")
         print(f"proxy: {psutil.Process(proxy.pid).num_fds() - before:+} file descriptors")
