@@ -116,7 +116,8 @@ class Direct:
             "extra": {"meta": {"subChatType": "t2t"}},
         }  # fmt: skip
         body = {
-            "stream": True, "version": "2.1", "incremental_output": True, "chat_id": chat, "chat_mode": "normal",
+            "stream": True, "version": "2.1", "incremental_output": True, "chat_id": chat,
+            "chat_mode": "normal",
             "model": "qwen3.7-plus", "parent_id": None, "messages": [message], "timestamp": 1,
         }  # fmt: skip
         request = self._http.stream(
