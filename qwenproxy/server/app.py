@@ -6,6 +6,7 @@ that still runs ends with that error in its own dialect, and the server ends. A 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import signal
@@ -80,6 +81,7 @@ def create_app(
         exception_handlers={HTTPException: _answer_http_error, Exception: _answer_bug},
     )
     app.state.admission = admission
+    app.state.life = None
     app.state.gateway = None
     app.state.failure = None
     return app
@@ -101,12 +103,15 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        try:
-            async with engine() as gateway:
-                app.state.gateway = gateway
-                yield
-        except Exception as exc:  # noqa: BLE001 - `serve` raises it; uvicorn would only log it
-            app.state.failure = exc
+        # Yielding inside a scope is sound only because the server enters and leaves this in one task.
+        with anyio.CancelScope() as life:
+            app.state.life = life
+            try:
+                async with engine() as gateway:
+                    app.state.gateway = gateway
+                    yield
+            except Exception as exc:  # noqa: BLE001 - `serve` raises it; uvicorn would only log it
+                app.state.failure = exc
         if app.state.gateway is None:
             yield
 
@@ -212,8 +217,10 @@ class _Server(uvicorn.Server):
         self._app = app
         self._admission: Admission = app.state.admission
         self._drain_s = drain_s
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.should_exit = self.should_exit or self._app.state.failure is not None
 
@@ -233,7 +240,12 @@ class _Server(uvicorn.Server):
         if self.started:
             await self.shutdown(sockets)
         elif hasattr(self, "lifespan"):
+            self._end_engine()
             await self.lifespan.shutdown()
+
+    def _end_engine(self) -> None:
+        if self._app.state.life is not None:
+            self._app.state.life.cancel()
 
     async def _drain(self) -> None:
         self._admission.draining = True
@@ -261,9 +273,9 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.started:
-            # Nothing to drain, and the start may take long.
-            raise KeyboardInterrupt
-        if self.should_exit:
+        if not self.started and self._loop is not None:
+            # Nothing to drain, and the engine's start may take long.
+            self._loop.call_soon_threadsafe(self._end_engine)
+        elif self.should_exit:
             self.force_exit = True
         self.should_exit = True

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from qwenproxy.chat import Text
+from qwenproxy.errors import NoAccount
+from qwenproxy.server.app import DIALECTS, OPENAI_PREFIXES, PortTaken, bind, create_app, serve
+from qwenproxy.settings import SettingsError
+from tests.server.serving import (
+    FOREVER,
+    HELLO,
+    START,
+    Running,
+    ScriptedGateway,
+    heard,
+    running,
+    settings_for,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+STREAM = {**HELLO, "stream": True}
+CHAT = "/v1/chat/completions"
+
+
+def client_of(proxy: Running) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=proxy.url, timeout=15, trust_env=False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("prefix", OPENAI_PREFIXES)
+async def test_every_route_under_every_prefix_with_or_without_a_slash(prefix: str) -> None:
+    async with running(ScriptedGateway()) as proxy, client_of(proxy) as client:
+        for slash in ("", "/"):
+            for dialect_prefixes, dialect in DIALECTS:
+                assert prefix in dialect_prefixes
+                for path in dialect.paths:
+                    answer = await client.post(prefix + path + slash, json=HELLO)
+                    assert answer.status_code == 200
+            assert (await client.get(f"{prefix}/models{slash}")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_what_is_not_there_is_told_in_openais_envelope() -> None:
+    async with running(ScriptedGateway()) as proxy, client_of(proxy) as client:
+        for path in ("/v1/nothing", "/api/nothing/at/all", "/v1", "/favicon.ico", "/docs", "/openapi.json"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+        assert (await client.post("/v1/embeddings", json={})).json()["error"]["code"] == "not_found"
+        for method, path in (
+            ("GET", CHAT),
+            ("DELETE", CHAT),
+            ("HEAD", CHAT),
+            ("OPTIONS", CHAT),
+            ("POST", "/v1/models"),
+            ("PUT", "/"),
+            ("TRACE", "/"),
+        ):
+            answer = await client.request(method, path)
+            assert answer.status_code == 405, (method, path)
+            assert "allow" in answer.headers
+            if method != "HEAD":
+                assert answer.json()["error"]["code"] == "method_not_allowed"
+        assert (await client.head("/v1/models")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_bug_outside_the_relay_is_an_internal_error() -> None:
+    gateway = ScriptedGateway(listed=(None,))  # type: ignore[arg-type]
+    async with running(gateway) as proxy, client_of(proxy) as client:
+        answer = await client.get("/v1/models")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "NoneType" not in answer.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.0.0.2"])
+async def test_loopback_addresses(host: str) -> None:
+    try:
+        async with running(ScriptedGateway(), host=host) as proxy, client_of(proxy) as client:
+            assert (await client.get("/ping")).text == "pong"
+    except SettingsError:
+        if host in {"127.0.0.1", "localhost"} or socket.has_ipv6 is False:
+            raise
+        pytest.skip(f"this computer has no {host}")
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "", "127.0.0.1.evil.example"]
+)
+def test_other_addresses_are_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match="loopback") as caught:
+        bind(settings_for(host=host))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with bind(settings_for()) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"QWENPROXY_PORT={port} ") as caught:
+            bind(settings_for(port=port))
+    assert "\n" not in str(caught.value)
+    bind(settings_for(port=port)).close()
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_does_not_start_ends_serving() -> None:
+    @asynccontextmanager
+    async def engine() -> AsyncGenerator[ScriptedGateway]:
+        raise NoAccount("no account is usable")
+        yield
+
+    settings = settings_for()
+    with anyio.fail_after(10), pytest.raises(NoAccount, match="usable"):
+        await serve(create_app(settings, engine), settings, bind(settings))
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_breaks_ends_serving() -> None:
+    break_now = anyio.Event()
+
+    async def fail() -> None:
+        await break_now.wait()
+        raise RuntimeError("the engine broke")
+
+    @asynccontextmanager
+    async def engine() -> AsyncGenerator[ScriptedGateway]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            yield ScriptedGateway()
+            tasks.cancel_scope.cancel()
+
+    settings = settings_for()
+    listener = bind(settings)
+    port = listener.getsockname()[1]
+    with anyio.fail_after(10), pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, create_app(settings, engine), settings, listener)
+            async with httpx.AsyncClient(trust_env=False) as client:
+                assert (await client.get(f"http://127.0.0.1:{port}/ping")).text == "pong"
+            break_now.set()
+    assert caught.group_contains(RuntimeError, match="the engine broke")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("start_s", [0, 60], ids=["serving", "starting"])
+async def test_cancelling_serve_ends_the_engine_first(start_s: float) -> None:
+    order: list[str] = []
+    started = anyio.Event()
+
+    @asynccontextmanager
+    async def engine() -> AsyncGenerator[ScriptedGateway]:
+        started.set()
+        try:
+            await anyio.sleep(start_s)
+            yield ScriptedGateway()
+        finally:
+            order.append("engine")
+
+    settings = settings_for()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, create_app(settings, engine), settings, bind(settings))
+        await started.wait()
+        await anyio.sleep(0.1)
+        tasks.cancel_scope.cancel()
+    order.append("left")
+    assert order == ["engine", "left"]
+
+
+@pytest.mark.anyio
+async def test_while_draining_nothing_new_comes_in_and_the_rest_ends_with_an_error() -> None:
+    gateway = ScriptedGateway(lambda request: [START, Text("x"), FOREVER], cleanup_s=0.05)
+    async with running(gateway) as proxy, client_of(proxy) as client:
+        async with await proxy.connect() as streamed, await proxy.connect() as whole:
+            await streamed.send(proxy.post(STREAM))
+            await heard(streamed, b"data: ")
+            await whole.send(proxy.post(HELLO))
+            with anyio.fail_after(5):
+                while gateway.opened < 2:
+                    await anyio.sleep(0.005)
+            proxy.admission.draining = True
+            refused = await client.post(CHAT, json=HELLO)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+            assert "retry-after" in refused.headers
+            proxy.admission.stopped.set()
+            last = await heard(streamed, b"shutting_down")
+            assert b"[DONE]" not in last
+            answer = await heard(whole)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"shutting_down"' in answer
+        await gateway.all_closed(2, within_s=1)
+
+
+SERVER = """
+import sys
+from contextlib import asynccontextmanager
+import anyio
+from tests.server.serving import *
+from qwenproxy.server.app import bind, create_app, serve
+
+gateway = ScriptedGateway(lambda request: [START, Text("x"), float(sys.argv[2]), END], cleanup_s=0.05)
+
+@asynccontextmanager
+async def engine():
+    print("opening", flush=True)
+    try:
+        await anyio.sleep(float(sys.argv[3]))
+    except BaseException:
+        print("start ended", flush=True)
+        raise
+    yield gateway
+    print("engine closed", gateway.opened, gateway.closed, gateway.completed, flush=True)
+
+settings = settings_for(drain_s=float(sys.argv[1]))
+listener = bind(settings)
+print(listener.getsockname()[1], flush=True)
+anyio.run(serve, create_app(settings, engine), settings, listener)
+"""
+
+
+@contextmanager
+def process(
+    drain_s: float, answer_s: float, start_s: float = 0
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    arguments = [sys.executable, "-c", SERVER, str(drain_s), str(answer_s), str(start_s)]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            port = int(child.stdout.readline())
+            assert child.stdout.readline() == "opening\n"
+            yield child, port
+        finally:
+            child.kill()
+
+
+def start_stream(port: int) -> socket.socket:
+    body = json.dumps(STREAM)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=15)
+    connection.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    while b'"x"' not in connection.recv(65_536):
+        pass
+    return connection
+
+
+def rest(connection: socket.socket) -> str:
+    data = b""
+    while piece := connection.recv(65_536):
+        data += piece
+    return data.decode()
+
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to a process only on Unix")
+
+
+@unix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_answers_end(number: signal.Signals) -> None:
+    with process(drain_s=15, answer_s=1.5) as (child, port), start_stream(port) as connection:
+        child.send_signal(number)
+        time.sleep(0.5)
+        refused = httpx.post(f"http://127.0.0.1:{port}{CHAT}", json=HELLO, trust_env=False)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert rest(connection).rstrip().endswith("[DONE]\n\n\r\n0")
+        assert child.wait(10) == 0
+        assert child.stdout is not None
+        assert child.stdout.read() == "engine closed 1 1 1\n"
+
+
+@unix
+def test_after_the_drain_answers_end_with_an_error() -> None:
+    with process(drain_s=0.5, answer_s=FOREVER) as (child, port), start_stream(port) as connection:
+        began = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        last = rest(connection)
+        assert '"shutting_down"' in last
+        assert "[DONE]" not in last
+        assert child.wait(10) == 0
+        assert time.monotonic() - began < 5.5
+        assert child.stdout is not None
+        assert child.stdout.read() == "engine closed 1 1 0\n"
+
+
+@unix
+def test_a_second_signal_ends_at_once() -> None:
+    with process(drain_s=60, answer_s=FOREVER) as (child, port), start_stream(port) as connection:
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        began = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+        assert time.monotonic() - began < 3
+        assert "[DONE]" not in rest(connection)
+        assert child.stdout is not None
+        assert child.stdout.read() == "engine closed 1 1 0\n"
+
+
+@unix
+def test_a_client_that_does_not_read_does_not_hold_up_the_end() -> None:
+    with process(drain_s=0.2, answer_s=FOREVER) as (child, port):
+        connections = [start_stream(port), socket.create_connection(("127.0.0.1", port))]
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+        for connection in connections:
+            connection.close()
+
+
+@unix
+def test_a_signal_during_the_start_ends_it() -> None:
+    with process(drain_s=60, answer_s=FOREVER, start_s=60) as (child, _):
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+        assert child.stdout is not None
+        assert child.stdout.read() == "start ended\n"
