@@ -125,9 +125,13 @@ class PhaseDecoder:
         elif frame.get("done") is True:
             yield from self._end()
         elif (delta := _delta_in(frame)) is not None and self._is_ours(frame):
+            yield from self._spoken(frame, delta)
+
+    def _spoken(self, frame: Mapping[str, Any], delta: Mapping[str, Any]) -> Iterator[Delta]:
+        if not self.response_id or not self._started:
             yield from self._start(_text(frame.get("response_id")))
-            self._tokens.take(_mapping(frame.get("usage")))
-            yield from self._content(delta, intermediate=frame.get("timestamp") is not None)
+        self._tokens.take(_mapping(frame.get("usage")))
+        yield from self._content(delta, intermediate=frame.get("timestamp") is not None)
 
     def _created(self, created: Mapping[str, Any]) -> Iterator[Delta]:
         response_id = _text(created.get("response_id"))
@@ -159,7 +163,8 @@ class PhaseDecoder:
             yield from self._fail(extra.get("error") or "Internal error")
         self.settling = False
         yield from self._said(phase, _string(delta.get("content")), extra)
-        yield from self._found(extra)
+        if extra:
+            yield from self._found(extra)
         if delta.get("role") == "function":
             self._gave = True
             self._tokens.close()
@@ -238,21 +243,23 @@ class _Tokens:
 
     def __init__(self) -> None:
         self._past = Usage()
-        self._round = Usage()
+        """The sum of the rounds before."""
+        self._read = self._wrote = self._thought = 0
+        """What this round has counted so far."""
         self._round_is_over = False
 
     @property
     def total(self) -> Usage:
         return Usage(
-            self._past.input_tokens + self._round.input_tokens,
-            self._past.output_tokens + self._round.output_tokens,
-            self._past.reasoning_tokens + self._round.reasoning_tokens,
+            self._past.input_tokens + self._read,
+            self._past.output_tokens + self._wrote,
+            self._past.reasoning_tokens + self._thought,
         )
 
     @property
     def visible(self) -> int:
-        total = self.total
-        return max(total.output_tokens - total.reasoning_tokens, 0)
+        past = self._past.output_tokens - self._past.reasoning_tokens
+        return max(past + self._wrote - self._thought, 0)
 
     def close(self) -> None:
         """A tool has answered: if the next prompt has another size it is a new round's."""
@@ -266,17 +273,15 @@ class _Tokens:
         wrote = _count(usage.get("output_tokens"), _count(details.get("text_tokens")))
         if not read and not wrote:
             return  # nothing said, or a picture's, which count nothing
-        last = self._round
-        other_prompt = read is not None and read != last.input_tokens
-        if (wrote is not None and wrote < last.output_tokens) or (self._round_is_over and other_prompt):
-            self._past, last = self.total, Usage()
+        is_other_prompt = read is not None and read != self._read
+        if (wrote is not None and wrote < self._wrote) or (self._round_is_over and is_other_prompt):
+            self._past = self.total
+            self._read = self._wrote = self._thought = 0
         self._round_is_over = False
         thought = _count(details.get("reasoning_tokens"))
-        self._round = Usage(
-            last.input_tokens if read is None else read,
-            last.output_tokens if wrote is None else wrote,
-            last.reasoning_tokens if thought is None else thought,
-        )
+        self._read = self._read if read is None else read
+        self._wrote = self._wrote if wrote is None else wrote
+        self._thought = self._thought if thought is None else thought
 
 
 class _GrowingText:
