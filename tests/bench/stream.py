@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.bench.stream [--streams 1 4 16 64] [--frames 500] [--rate 100]
 
 Straight: a plain HTTP/2 client (httpx) that makes a chat and reads the answer, as the proxy does. Through: a
-plain HTTP/1.1 client of the proxy, one account, `SLOTS_PER_ACCOUNT=80`. Every frame carries its number and the
-moment it was made (the system's monotonic clock), so that loss and order are checked and the delay is the
+plain HTTP/1.1 client of the proxy, one account, `SLOTS_PER_ACCOUNT=80`. Every frame carries its number and
+the moment it was made (the system's monotonic clock), so that loss and order are checked and the delay is the
 frame's own.
 """
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -17,7 +18,7 @@ from tests.serve import free_port, process, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
-HELLO = [{"role": "user", "content": "Hello there"}]
+HELLO: Any = [{"role": "user", "content": "Hello there"}]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def client(demo: tuple[str, str]) -> Iterator[openai.OpenAI]:
 
 
 def test_an_answer(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="qwen", messages=HELLO)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="qwen", messages=HELLO)
     assert answer.object == "chat.completion"
     assert answer.model == "qwen3.7-plus"
     assert "Hello there" in (answer.choices[0].message.content or "")
@@ -55,7 +56,7 @@ def test_an_answer(client: openai.OpenAI) -> None:
 def test_a_streamed_answer(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="qwen-max",
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -75,37 +76,37 @@ def test_a_streamed_answer(client: openai.OpenAI) -> None:
 def test_thinking_is_apart_from_the_answer(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="qwen",
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         reasoning_effort="high",
     )
-    message = answer.choices[0].message
-    assert message.reasoning_content  # type: ignore[attr-defined]
-    assert message.reasoning_content not in (message.content or "")  # type: ignore[attr-defined]
+    message: Any = answer.choices[0].message
+    assert message.reasoning_content
+    assert message.reasoning_content not in (message.content or "")
 
 
 def test_the_whole_conversation_arrives(client: openai.OpenAI) -> None:
-    talk = [
+    talk: Any = [
         {"role": "system", "content": "You are Zanzibar."},
         {"role": "user", "content": "First question"},
         {"role": "assistant", "content": "First answer"},
         {"role": "user", "content": "{{standin: say text=echo}} Last question"},
     ]
-    answer = client.chat.completions.create(model="qwen", messages=talk)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="qwen", messages=talk)
     assert answer.choices[0].message.content == "echo"
 
 
 def test_limits_are_honoured(client: openai.OpenAI) -> None:
-    say = [
+    say: Any = [
         {
             "role": "user",
             "content": '{{standin: say text="one two three four five six seven eight nine ten"}}',
         }
     ]
-    stopped = client.chat.completions.create(model="qwen", messages=say, stop=[" four"])  # type: ignore[arg-type]
+    stopped = client.chat.completions.create(model="qwen", messages=say, stop=[" four"])
     assert stopped.choices[0].message.content == "one two three"
-    cut = client.chat.completions.create(model="qwen", messages=say, max_tokens=3)  # type: ignore[arg-type]
+    cut = client.chat.completions.create(model="qwen", messages=say, max_tokens=3)
     assert cut.choices[0].finish_reason == "length"
-    several = client.chat.completions.create(model="qwen", messages=say, n=2)  # type: ignore[arg-type]
+    several = client.chat.completions.create(model="qwen", messages=say, n=2)
     assert [choice.index for choice in several.choices] == [0, 1]
 
 
@@ -130,16 +131,16 @@ def test_models(client: openai.OpenAI) -> None:
 def test_errors_are_the_callers_own(
     client: openai.OpenAI, mark: str, kind: type[openai.APIStatusError], code: str
 ) -> None:
-    asked = [{"role": "user", "content": f"{{{{standin: {mark}}}}}"}]
+    asked: Any = [{"role": "user", "content": f"{{{{standin: {mark}}}}}"}]
     for stream in (False, True):
         with pytest.raises(kind) as caught:
-            client.chat.completions.create(model="qwen", messages=asked, stream=stream)  # type: ignore[call-overload]
+            client.chat.completions.create(model="qwen", messages=asked, stream=stream)
         assert caught.value.code == code
 
 
 def test_an_error_after_the_first_piece_is_an_error_event(client: openai.OpenAI) -> None:
-    asked = [{"role": "user", "content": "{{standin: severed after=5}}"}]
-    stream = client.chat.completions.create(model="qwen", messages=asked, stream=True)  # type: ignore[arg-type]
+    asked: Any = [{"role": "user", "content": "{{standin: severed after=5}}"}]
+    stream: Any = client.chat.completions.create(model="qwen", messages=asked, stream=True)
     finished: list[str] = []
 
     def read() -> None:

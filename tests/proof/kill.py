@@ -114,7 +114,7 @@ def main() -> None:
             codes = sorted({code for end in ends for code in end.codes})
             middle = rounds // 2
             print(
-                f"{victim}: {rounds} times; streams ended in {ended[middle]:.2f} s, at worst {ended[-1]:.2f}; "
+                f"{victim}: streams ended in {ended[middle]:.2f} s, at worst {ended[-1]:.2f}; "
                 f"next answer after {following[middle]:.2f} s, at worst {following[-1]:.2f}; ends: {codes}"
             )
             worst_s = max(worst_s, following[-1])

@@ -84,9 +84,7 @@ def main() -> None:
         until(lambda: not standin.chats())
         for kind in get_args(When):
             times = sorted(one.closed_s for one in left if one.when == kind)
-            print(
-                f"{kind}: {len(times)} left, closed in {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s"
-            )
+            print(f"{kind}: closed in {times[len(times) // 2]:.2f} s, at worst {times[-1]:.2f} s")
         state = standin.state()
         print(f"stand-in: {state['open']} open, {len(standin.chats())} chats left")
         print(f"proxy: {psutil.Process(proxy.pid).num_fds() - before:+} file descriptors")

@@ -26,7 +26,7 @@ from qwenproxy.qwen import client as client_module
 from qwenproxy.qwen.client import QwenClient, Turn
 from qwenproxy.qwen.models import BUILT_IN
 from qwenproxy.settings import Settings
-from tests.scripted import Answer, ScriptedTransport, frames, said
+from tests.scripted import Answer, Piece, ScriptedTransport, frames, said
 
 pytestmark = pytest.mark.anyio
 
@@ -185,13 +185,16 @@ async def test_a_stop_that_fails_hurts_nobody() -> None:
     assert transport.open == 0
 
 
+ALIVE: list[Piece] = [0.02, b": still here\n\n"]
+
+
 @pytest.mark.parametrize(
     ("script", "limits"),
     [
         (Answer(before_head=[60.0]), {"first_byte_timeout_s": 0.1}),
         (Answer([60.0]), {"first_byte_timeout_s": 0.1}),
         (Answer([frames(CREATED, says("Hi")), 60.0]), {"idle_timeout_s": 0.1}),
-        (Answer([frames(CREATED)] + [0.02, b": still here\n\n"] * 100), {"total_timeout_s": 0.2}),  # type: ignore[list-item]
+        (Answer([frames(CREATED), *ALIVE * 100]), {"total_timeout_s": 0.2}),
     ],
     ids=["head", "first byte", "idle", "total"],
 )
@@ -211,7 +214,8 @@ async def test_a_thinking_model_is_given_longer() -> None:
 
 async def test_keep_alives_count_as_life() -> None:
     alive = frames({"response.info": {"action": "keep_alive", "response_id": "r1"}})
-    transport = ScriptedTransport(Answer([frames(CREATED), *[0.1, alive] * 5, frames(says("Hi"), END)]))
+    beats: list[Piece] = [0.1, alive] * 5
+    transport = ScriptedTransport(Answer([frames(CREATED), *beats, frames(says("Hi"), END)]))
     assert text(await answer(client(transport, idle_timeout_s=0.3))) == "Hi"
 
 
