@@ -13,12 +13,10 @@ BYTES_PER_TOKEN = 4
 class Cutter:
     """A filter over one answer's deltas. Once it is `done`, close the answer: nothing more comes out.
 
-    Of the stop sequences the one that begins first wins, however the text is cut into pieces; it is not given
-    out. Text is held back only while it could be the beginning of one. `max_tokens` counts visible tokens: the
-    service's own count where a piece tells it, else a quarter of the bytes. A piece that goes past the limit is
-    cut, in proportion. An answer that ends by itself exactly at the limit has not been cut.
-
-    Looking for a stop sequence takes time in proportion to its length for every piece.
+    Of the stop sequences the one that begins first wins, however the text is cut into pieces; it is not
+    given out. Text is held back only while it could be the beginning of one. `max_tokens` counts visible
+    tokens: the service's own count where a piece tells it, else a quarter of the bytes. A piece that goes
+    past the limit is cut, in proportion. An answer that ends by itself exactly at the limit has not been cut.
     """
 
     def __init__(self, stop: Sequence[str] = (), max_tokens: int | None = None) -> None:
@@ -42,6 +40,8 @@ class Cutter:
             yield delta
 
     def _push_text(self, delta: Text) -> Iterator[Delta]:
+        if not delta.text:
+            return
         self._said_tokens = delta.output_tokens or self._said_tokens
         kept = self._within_limit(delta)
         if not self._stop and kept == delta.text:
@@ -59,9 +59,8 @@ class Cutter:
         self._spent = max(before, said) if said else before + len(raw)
         if self._limit is None or self._spent <= self._limit:
             return delta.text
-        room = max(self._limit - before, 0)
-        kept = raw[: len(raw) * room // (self._spent - before)] if self._spent > before else b""
-        return kept.decode("utf-8", "ignore")
+        kept = len(raw) * (self._limit - before) // (self._spent - before)
+        return raw[:kept].decode("utf-8", "ignore")
 
     def _give(self, *, is_last: bool) -> Iterator[Delta]:
         """Everything that cannot belong to a stop sequence any more; ends the answer at one."""
