@@ -231,7 +231,7 @@ async def compare(args: argparse.Namespace, standin: Standin, proxy: Proxy, read
     direct, through = Direct(standin), Through(proxy.port)
     first = await read(through, prompt(1, 100))
     print(f"from command to ready {ready_s:.1f} s, first answer {first.first_s:.2f} s later")
-    watched = {"stand-in": standin.pid, "proxy": proxy.pid}
+    watched = {"stand-in": standin.process.pid, "proxy": proxy.pid}
     rows: list[Row] = []
     for streams in args.streams:
         for name, road in (("direct", direct), ("proxy", through)):
