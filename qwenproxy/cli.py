@@ -80,7 +80,7 @@ async def _serve(overrides: Overrides) -> None:
     with bind(settings) as listener:
         if not settings.stay_up and not _has_account(settings):
             raise NoAccount(NO_ACCOUNT)
-        sys.stdout.write(f"Serving {base_url(listener)}/v1; Ctrl-C ends it\n")
+        _say(f"Serving {base_url(listener)}/v1; Ctrl-C ends it\n")
         await serve(create_app(settings, partial(engine, settings)), settings, listener)
 
 
@@ -91,10 +91,16 @@ def _has_account(settings: Settings) -> bool:
 
 
 async def _demo(overrides: Overrides) -> None:
-    await demo(overrides, sys.stdout.write)
+    await demo(overrides, _say)
 
 
 COMMANDS: Mapping[str, Command] = MappingProxyType({"serve": _serve, "demo": _demo})
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    # At once, also into a file or a pipe: a person or a script waits for it.
+    sys.stdout.flush()
 
 
 def _refuse(error: Exception, code: int) -> int:

@@ -22,7 +22,7 @@ SECRETS = (
     (
         re.compile(
             r"(?i)\b((?:(?:access|refresh|security|id|auth)[_-]?)?token|password|passwd|secret|api[_-]?key"
-            r"|access_key_(?:id|secret)|credential|ssxmod_itna2?|acw_tc|code)"
+            r"|access_key_(?:id|secret)|credential|ssxmod_itna2?|acw_tc|(?<=[?&])code)"
             r"(\\?[\"']?\s*=\s*\\?[\"']?|\\?[\"']\s*:\s*\\?[\"'])[^\s\"',;&\\)}]+"
         ),
         r"\1\2" + MASK,

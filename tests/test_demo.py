@@ -25,11 +25,15 @@ READY_S = 60
 @contextmanager
 def running_demo(folder: Path, *arguments: str) -> Iterator[tuple[psutil.Popen, list[str]]]:
     """The process and what it printed until it was ready. Killed at the end if it still runs."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("QWENPROXY_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("QWENPROXY_", "PYTHONUNBUFFERED"))
+    }
     process = psutil.Popen(
         [sys.executable, "-m", "qwenproxy", "demo", *arguments],
         cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        env=environment | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

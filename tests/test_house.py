@@ -21,27 +21,16 @@ SOURCE = ROOT / "qwenproxy"
 README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
-    {"errors", "chat", "clock", "settings"},
-    {
-        "store",
-        "logs",
-        "limits",
-        "qwen.transport",
-        "qwen.sse",
-        "qwen.models",
-        "dialects.base",
-        "browser.install",
-    },
-    {"qwen.payload", "qwen.phases", "ledger", "accounts.registry", "dialects.openai_chat"},
-    {"accounts.pool", "qwen.client", "janitor", "browser.chromium"},
-    {"browser.bridge"},
-    {"browser.contexts"},
-    {"browser.login", "browser.__main__", "gateway"},
-    {"engine", "server.guard", "server.relay"},
-    {"server.app"},
-    {"demo"},
-    {"cli"},
-    {"__main__"},
+    "errors chat clock settings",
+    "store logs limits qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "ledger accounts.registry qwen.payload qwen.phases dialects.openai_chat server.responses",
+    "accounts.pool qwen.client janitor browser.chromium server.connection server.guard",
+    "gateway browser.bridge server.relay",
+    "browser.contexts server.status_routes",
+    "browser.login browser.__main__ server.app engine",
+    "demo",
+    "cli",
+    "__main__",
 )
 """Lowest first. A module imports only from lower layers, so there is no cycle."""
 
@@ -120,7 +109,7 @@ def _files() -> dict[str, Path]:
 FILES = _files()
 STANDIN = sorted((SOURCE / "standin").glob("*.py"))
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer.split()}
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -142,7 +131,7 @@ def _ours(name: str) -> set[str]:
 
 def test_the_layers_name_the_modules_that_there_are() -> None:
     assert set(RANK) == set(FILES)
-    assert len(RANK) == sum(map(len, LAYERS))
+    assert len(RANK) == len(" ".join(LAYERS).split())
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -246,7 +235,9 @@ def test_every_module_has_a_test_file_of_its_name() -> None:
 
 def test_every_file_name_is_used_once() -> None:
     files = [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    names = Counter(path.name for path in files if not path.name.startswith("__"))
+    names = Counter(
+        path.name for path in files if not path.name.startswith("__") and path.name != "conftest.py"
+    )
     assert not [name for name, count in names.items() if count > 1]
 
 

@@ -62,6 +62,7 @@ def test_secrets_are_masked(text: str, secret: str) -> None:
         "the token was renewed",
         "http://127.0.0.1:3264/v1 is taken",
         "status_code=401",
+        "Download failure, code=ENOTFOUND",
     ],
 )
 def test_plain_words_stay(text: str) -> None:
