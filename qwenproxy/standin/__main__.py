@@ -15,7 +15,10 @@ from .site import Addresses, Standin
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.http2 and not (arguments.tls_cert and arguments.tls_key):
+        parser.error("--http2 needs --tls-cert and --tls-key")
     logging.basicConfig(level=logging.CRITICAL)
     options = Options(
         era=arguments.era,

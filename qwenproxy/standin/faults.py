@@ -306,17 +306,17 @@ def _keep_alive(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterat
 def _second_response(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
     """Frames of another response between ours; it ends first (protocol §5.2)."""
     other = Frames(frames.turn, response_id="f" * 8 + frames.response_id[8:])
-    count = 0
+    created = False
     for step in steps:
         if isinstance(step, Done):
             yield other.terminal()
+            yield step
+            yield from steps
+            return
         yield step
-        if isinstance(step, bytes) and not isinstance(step, Done):
-            count += 1
-            if count == 1:
-                yield other.created(1)
-            elif count < 40:
-                yield _foreign(other)
+        if isinstance(step, bytes):
+            yield _foreign(other) if created else other.created(1)
+            created = True
 
 
 def _foreign(other: Frames) -> bytes:

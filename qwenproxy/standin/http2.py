@@ -11,13 +11,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from anyio import create_task_group, sleep
+from anyio import create_task_group, current_time, sleep
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
 from .site import Addresses, Standin
 
+CLOSING_S = 0.5
+"""Seconds that open connections get when the stand-in stops."""
 MAX_STREAMS = 1000
 """Concurrent streams on one connection."""
 
@@ -49,6 +51,8 @@ async def serve_http2(
             finally:
                 standin.close_streams()
                 server.stop()  # type: ignore[no-untyped-call]
+                # granian waits for idle connections without end.
+                group.cancel_scope.deadline = current_time() + CLOSING_S
 
 
 def _reserved(host: str, port: int) -> socket.socket:
