@@ -6,14 +6,18 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
 from qwenproxy import errors
 from qwenproxy.dialects.openai_chat import PARAMETERS
+from qwenproxy.engine import engine
+from qwenproxy.server.app import OPENAI_PREFIXES, create_app
 from qwenproxy.settings import Settings, variable_of
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +76,9 @@ IMPURE = {
 
 WITHOUT_TEST_FILE = {
     "__main__": "two lines; every test of the command line runs it",
+    "clock": "the system's clock and the shape of one",
+    "engine": "wiring; tests/e2e and tests/test_demo.py run all of it",
+    "qwen.transport": "the shape of a road, no code",
     "browser.__main__": "the first line of tests/check.sh runs it",
 }
 ONLY_IN = {
@@ -274,6 +281,24 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
 def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in PARAMETERS.items()]
+
+
+def test_the_readme_tells_every_route() -> None:
+    told: set[tuple[str, str]] = set()
+    for row in _table("routes"):
+        method, path = row[0].strip("`").split()
+        shared = path.startswith("/v1/")
+        paths = [prefix + path.removeprefix("/v1") for prefix in OPENAI_PREFIXES] if shared else [path]
+        told |= {(method, re.sub(r"{.*?}", "{}", each)) for each in paths}
+    app = create_app(Settings(), partial(engine, Settings()))
+    served = {
+        (method, re.sub(r"{.*?}", "{}", route.path))
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert told == served
+    assert all(f"`{prefix}`" in README for prefix in OPENAI_PREFIXES)
 
 
 def test_the_readme_tells_every_error() -> None:
