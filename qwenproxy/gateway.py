@@ -39,7 +39,7 @@ from qwenproxy.errors import (
 )
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import UpstreamChat
-from qwenproxy.limits import Cutter
+from qwenproxy.limits import Cutter, Meter
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import BUILT_IN, Model, resolve
 from qwenproxy.qwen.payload import fold
@@ -108,10 +108,11 @@ class Gateway:
         )
         self._upstream.check_size(turn)
         cutter = Cutter(request.stop, request.max_tokens)
+        meter = Meter(turn.prompt)
         async with aclosing(self._on_accounts(turn)) as deltas:
             async for delta in deltas:
                 for piece in cutter.push(delta):
-                    yield piece
+                    yield meter.read(piece)
                 if cutter.done:
                     return
 

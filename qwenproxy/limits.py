@@ -4,10 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qwenproxy.chat import Delta, Finished, FinishReason, Text, Usage
+from qwenproxy.chat import Delta, Finished, FinishReason, Text, Thinking, Usage
 
 BYTES_PER_TOKEN = 4
 """Where the service does not count; the usual estimate."""
+
+
+class Meter:
+    """Puts an estimate, a quarter of the bytes, where the service did not tell the usage."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._bytes = 0
+
+    def read(self, delta: Delta) -> Delta:
+        match delta:
+            case Text() | Thinking():
+                self._bytes += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
+            case Finished(usage=Usage(input_tokens=0)):
+                return Finished(delta.reason, self._estimated(delta.usage))
+        return delta
+
+    def _estimated(self, usage: Usage) -> Usage:
+        return Usage(
+            _tokens(len(self._prompt.encode("utf-8", "replace"))),
+            usage.output_tokens or _tokens(self._bytes),
+            usage.reasoning_tokens,
+            estimated=True,
+        )
+
+
+def _tokens(count_bytes: int) -> int:
+    return -(-count_bytes // BYTES_PER_TOKEN)
 
 
 class Cutter:
@@ -93,7 +121,7 @@ class Cutter:
     def _cut(self, reason: FinishReason) -> Finished:
         """The service's own usage never comes now: what was given out is counted, the prompt is not."""
         self.done = True
-        tokens = self._said_tokens or -(-self._spent // BYTES_PER_TOKEN)
+        tokens = self._said_tokens or _tokens(self._spent)
         if self._limit is not None:
             tokens = min(tokens, self._limit // BYTES_PER_TOKEN)
         return Finished(reason, Usage(output_tokens=tokens, estimated=True))

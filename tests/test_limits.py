@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwenproxy.chat import Delta, Finished, Media, Source, Started, Text, Thinking, Usage
-from qwenproxy.limits import Cutter
+from qwenproxy.limits import Cutter, Meter
 
 STARTED = Started("c1", "r1", "m")
 USAGE = Usage(10, 20, 5)
@@ -186,3 +186,25 @@ def test_no_cut_changes_how_much_is_given_out(pieces: list[str], max_tokens: int
     assert "".join(pieces).startswith(given)
     assert len(given.encode("utf-8", "replace")) <= max_tokens * 4
     assert len(given.encode("utf-8", "replace")) > min(max_tokens * 4, len(raw)) - 4
+
+
+# ---- usage that the service did not tell ----
+
+
+def metered(prompt: str, deltas: Iterable[Delta]) -> Usage:
+    meter = Meter(prompt)
+    return end_of([meter.read(delta) for delta in deltas]).usage
+
+
+def test_usage_that_was_told_stays() -> None:
+    assert metered("x" * 400, stream("Hello")) == USAGE
+
+
+def test_usage_that_was_not_told_is_a_quarter_of_the_bytes_and_says_so() -> None:
+    deltas: list[Delta] = [STARTED, Thinking("т" * 10), Text("y" * 21), Finished("stop")]
+    assert metered("x" * 400, deltas) == Usage(100, 11, 0, estimated=True)
+
+
+def test_an_answer_that_was_cut_keeps_its_count_and_gets_its_prompts() -> None:
+    cut_off = Finished("length", Usage(output_tokens=7, estimated=True))
+    assert metered("x" * 401, [STARTED, Text("y"), cut_off]) == Usage(101, 7, 0, estimated=True)

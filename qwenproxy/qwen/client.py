@@ -198,8 +198,8 @@ class QwenClient:
             pieces = await stack.enter_async_context(aclosing(fetched.pieces()))
             while not phases.ended:
                 piece = await self._next(pieces, phases, waits)
-                if piece is None:
-                    for delta in _rest(events, phases):
+                if not piece:
+                    for delta in phases.settle() if piece is None else _rest(events, phases):
                         yield delta
                     return
                 for event in events.push(piece):
@@ -210,15 +210,15 @@ class QwenClient:
     async def _next(
         self, pieces: AsyncGenerator[bytes], phases: PhaseDecoder, waits: _Patience
     ) -> bytes | None:
-        """The next piece; None at the body's end, or when silence has made the last frame the end."""
+        """The next piece; empty at the body's end; None when silence has made the last frame the end."""
         if phases.settling:
             try:
                 async with asyncio.timeout(SETTLE_S):
-                    return await anext(pieces, None)
+                    return await anext(pieces, b"")
             except TimeoutError:
                 return None
         async with waits.for_next():
-            piece = await anext(pieces, None)
+            piece = await anext(pieces, b"")
         waits.begun = True
         return piece
 
@@ -297,10 +297,10 @@ class _Wait:
 
 
 def _rest(events: SseDecoder, phases: PhaseDecoder) -> Iterator[Delta]:
+    """What the body's end brings. An intermediate end is none: what should have followed was cut off."""
     for event in events.flush():
         yield from phases.push(event)
-    if not phases.ended:
-        yield from phases.settle() if phases.settling else phases.finish()
+    yield from phases.finish()
 
 
 async def _whole(fetched: Fetched) -> str:

@@ -108,6 +108,12 @@ async def test_an_end_without_its_frame_is_severed() -> None:
         await answer(client(ScriptedTransport(Answer([frames(CREATED, says("Hi"))]))))
 
 
+async def test_a_body_that_ends_after_an_intermediate_end_is_severed() -> None:
+    whole = frames(CREATED, says("I will search."), says("", status="finished"))
+    with pytest.raises(Severed):
+        await answer(client(ScriptedTransport(Answer([whole]))))
+
+
 async def test_nothing_at_all_is_an_empty_answer() -> None:
     with pytest.raises(EmptyAnswer):
         await answer(client(ScriptedTransport(Answer([frames(CREATED)]))))
