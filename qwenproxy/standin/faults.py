@@ -7,9 +7,11 @@ Either is asked for by a mark in the prompt, or queued through `POST /__standin_
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -475,6 +477,8 @@ SPOILERS: dict[str, Spoiler] = {
 }
 DIALOG = "dialog"
 """The page shows a verification and the call hangs until somebody solves it (protocol §6.3.3)."""
+STALL = "hang_before_head"
+"""The one spoiler that calls without a stream know too."""
 NAMES = frozenset((*REFUSALS, *SPOILERS, DIALOG))
 
 
@@ -482,6 +486,14 @@ def challenged(request: Request, session: Session) -> Response:
     """The verification: the page's script shows its dialog, and asks again once it is solved."""
     session.challenged = True
     return punished(request, header=True)
+
+
+async def stalled(request: Request, switch: Switch) -> None:
+    """Leaves a call without an answer for `s=…` seconds, or until the client has gone."""
+    await request.body()
+    with anyio.move_on_after(switch.number("s", 0.0) or math.inf):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
 
 def spoiled(steps: Iterator[Step], frames: Frames, switches: Iterable[Switch]) -> Iterator[Step]:

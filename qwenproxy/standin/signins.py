@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import jwt
@@ -18,6 +19,9 @@ from .memory import SESSION_S, Access, Records, Session
 from .replies import enveloped, refused, unauthorized
 
 REFUSED_PASSWORD = "wrong"  # noqa: S105 - the one password that the stand-in does not take
+Handler = Callable[[Request], Awaitable[Response]]
+Fallible = Callable[[str, Handler], Handler]
+"""Puts a handler behind the faults queued for calls of that kind."""
 PENDING_PREFIX = "pending@"
 """E-mail addresses that begin so belong to accounts that are not activated."""
 
@@ -27,24 +31,24 @@ class SignIns:
         self._records = records
         self._secret = secrets.token_hex(32)
 
-    def site_routes(self) -> list[BaseRoute]:
-        routes: list[BaseRoute] = [Route("/api/v1/auths/", self.who_am_i_flat)]
+    def site_routes(self, fallible: Fallible) -> list[BaseRoute]:
+        routes: list[BaseRoute] = [Route("/api/v1/auths/", fallible("auths", self.who_am_i_flat))]
         if self._records.options.era == "B":
             routes += [
-                Route("/api/v2/auths/signin", self.sign_in, methods=["POST"]),
+                Route("/api/v2/auths/signin", fallible("signin", self.sign_in), methods=["POST"]),
                 Route("/api/v2/auths/signout", self.sign_out),
-                Route("/api/v2/auths/", self.who_am_i),
+                Route("/api/v2/auths/", fallible("auths", self.who_am_i)),
             ]
         return routes
 
-    def auth_routes(self) -> list[BaseRoute]:
+    def auth_routes(self, fallible: Fallible) -> list[BaseRoute]:
         if self._records.options.era == "B":
             return []
         return [
-            Route("/api/v2/auths/signin", self.sign_in, methods=["POST"]),
-            Route("/api/v2/auths/refresh", self.refresh),
+            Route("/api/v2/auths/signin", fallible("signin", self.sign_in), methods=["POST"]),
+            Route("/api/v2/auths/refresh", fallible("refresh", self.refresh)),
             Route("/api/v2/auths/signout", self.sign_out),
-            Route("/api/v2/auths/", self.who_am_i),
+            Route("/api/v2/auths/", fallible("auths", self.who_am_i)),
         ]
 
     def bearer(self, request: Request) -> str:

@@ -26,12 +26,12 @@ from starlette.types import Message, Receive, Scope, Send
 from .catalogue import LISTED, entry
 from .chats import Chats
 from .control import Control
-from .faults import DIALOG, REFUSALS, challenged
+from .faults import DIALOG, REFUSALS, STALL, challenged, stalled
 from .marks import Switch
 from .memory import Options, Records, Session
 from .pages import Pages
 from .replies import ACTUAL_STATUS, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
-from .signins import SignIns
+from .signins import Handler, SignIns
 from .talks import Talks
 
 GUEST_MODELS = 3
@@ -55,7 +55,6 @@ KEPT_HEADERS = (
     "bx-v",
 )
 SECRET_FIELDS = ("password", "token", "refresh_token", "access_token")
-Handler = Callable[[Request], Awaitable[Response]]
 Guarded = Callable[[Request, Session], Awaitable[Response]]
 
 
@@ -77,10 +76,11 @@ class Standin:
         self._pages = Pages(self.records, self._sign_ins)
         control = Control(self.records, self._sign_ins).routes()
         site = [*control, *self._site_routes()]
-        auth = [*control, *self._sign_ins.auth_routes()]
+        own = self._sign_ins.auth_routes(self._faulted)
+        auth = [*control, *own]
         self._site = Router([*site, *self._missing()])
         self._auth = Router([*auth, *self._missing()])
-        self._both = Router([*self._sign_ins.auth_routes(), *site, *self._missing()])
+        self._both = Router([*own, *site, *self._missing()])
 
     @property
     def options(self) -> Options:
@@ -223,7 +223,7 @@ class Standin:
         chats, talks, guard = self._chats, self._talks, self._guarded
         return [
             *self._pages.routes(),
-            *self._sign_ins.site_routes(),
+            *self._sign_ins.site_routes(self._faulted),
             *self._boot_routes(),
             Route("/api/models", self._open_models),
             Route("/api/v2/models/", self._faulted("models", self._models)),
@@ -313,6 +313,8 @@ class Standin:
                     return challenged(request, session)
                 if switch.name in REFUSALS:
                     return REFUSALS[switch.name](request, switch)
+                if switch.name == STALL:
+                    await stalled(request, switch)
             return await handler(request, session)
 
         return guarded
@@ -323,6 +325,8 @@ class Standin:
             for switch in self._queued(kind, session.account if session else ""):
                 if switch.name in REFUSALS:
                     return REFUSALS[switch.name](request, switch)
+                if switch.name == STALL:
+                    await stalled(request, switch)
             return await handler(request)
 
         return faulted

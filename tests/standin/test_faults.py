@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -279,6 +280,25 @@ def test_a_queued_fault_strikes_the_next_matching_call(
     found = [visitor.call(method, path, body).status_code for _ in range(2)]
     assert found[0] == 502
     assert found[1] != 502
+
+
+@pytest.mark.parametrize("kind", ["auths", "refresh", "signin"])
+def test_sign_ins_fail_too(visitor: Visitor, kind: str) -> None:
+    visitor.standin.fault("gateway", on=kind, status=504)
+    path = {"auths": "", "refresh": "refresh", "signin": "signin"}[kind]
+    url = f"{visitor.standin.auth}/api/v2/auths/{path}"
+    method = "POST" if kind == "signin" else "GET"
+    assert [httpx.request(method, url).status_code for _ in range(2)] == [504, 200]
+
+
+def test_any_call_can_stall(visitor: Visitor) -> None:
+    visitor.standin.fault("hang_before_head", on="new", s=0.2)
+    began_s = time.monotonic()
+    assert visitor.new_chat()
+    assert time.monotonic() - began_s >= 0.2
+    visitor.standin.fault("hang_before_head", on="models")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(f"{visitor.standin.site}/api/v2/models/", timeout=0.3)
 
 
 def test_a_queued_fault_waits_for_its_account(visitor: Visitor) -> None:
