@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from base64 import b64decode
+from binascii import a2b_base64
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -269,11 +269,10 @@ class Bridge:
             self._line(line)
 
     def _line(self, line: str) -> None:
-        number, kind, text = line.split(" ", 2)
-        answer = self._answers.get(int(number))
-        if answer is None or answer.done:
-            return
         try:
-            answer.take(kind, b64decode(text))
+            number, kind, text = line.split(" ", 2)
+            answer = self._answers.get(int(number))
+            if answer is not None and not answer.done:
+                answer.take(kind, a2b_base64(text, strict_mode=True))
         except (ValueError, KeyError):
             self.lose("a batch from the page could not be read")

@@ -132,11 +132,12 @@ class Running:
             for listener in list(self._listeners):
                 listener(why)
 
-    def trouble(self) -> str | None:
-        """Which of the two processes is gone."""
+    def lose_if_dead(self) -> None:
+        """Looks at the two processes."""
         if not runs(self._process):
-            return "the browser died"
-        return None if self._driver.runs() else "the browser's driver died"
+            self.lose("the browser died")
+        elif not self._driver.runs():
+            self.lose("the browser's driver died")
 
     async def probe(self) -> bool:
         try:
@@ -189,7 +190,8 @@ class _Driver:
         """Raises: BrowserLost."""
         before = _drivers()
         try:
-            with reaching("Playwright's driver", START_S):
+            # Shielded, for Playwright leaves tasks with errors behind when its start is cancelled.
+            with anyio.CancelScope(shield=True), reaching("Playwright's driver", START_S):
                 self.playwright = await self._context.start()
         except BrowserLost:
             raise
@@ -254,7 +256,7 @@ class Chromium:
 
     def problem(self) -> str | None:
         """Why there is no browser now."""
-        if self._running is not None:
+        if self._usable() is not None:
             return None
         return str(self._problem) if self._problem else "Chromium is starting"
 
@@ -275,13 +277,17 @@ class Chromium:
             BrowserMissing, BrowserLost: why there is none.
         """
         with anyio.move_on_after(WAIT_S):
-            while self._running is None and self._problem is None:
+            while self._usable() is None and self._problem is None:
                 await self._news.wait()
-        if self._running is not None:
-            return self._running
+        running = self._usable()
+        if running is not None:
+            return running
         if self._problem is not None:
             raise type(self._problem)(*self._problem.args)
         raise BrowserLost(f"Chromium did not start within {WAIT_S:g} s")
+
+    def _usable(self) -> Running | None:
+        return self._running if self._running is not None and self._running.lost is None else None
 
     def _tell(self, running: Running | None, problem: BrowserError | None) -> None:
         self._running, self._problem = running, problem
@@ -301,7 +307,7 @@ class Chromium:
                 self._tell(running, None)
                 await self._live(running)
                 lived_s = time.monotonic() - running.started_at_s
-                if lived_s < LIVED_S:
+                if lived_s < LIVED_S and failures:
                     self._tell(None, BrowserLost("Chromium dies as soon as it starts"))
             failures = 0 if lived_s >= LIVED_S else failures + 1
             if failures:
@@ -311,26 +317,23 @@ class Chromium:
         """Until it is lost; then nothing of it is left."""
         politely = True
         try:
-            why = await self._watch(running)
+            await self._watch(running)
             politely = False
-            log.warning("%s; a new one is started", why)
-            running.lose(why)
+            log.warning("%s; a new one is started", running.lost)
             self._tell(None, None)
         finally:
             running.lose("the proxy is stopping")
             with anyio.CancelScope(shield=True):
                 await running.stop(politely=politely)
 
-    async def _watch(self, running: Running) -> str:
-        """Returns why the browser is no good any more."""
+    async def _watch(self, running: Running) -> None:
+        """Until the browser is lost."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._probe, running)
-            while True:
-                why = running.lost or running.trouble()
-                if why is not None:
-                    tasks.cancel_scope.cancel()
-                    return why
+            while running.lost is None:  # noqa: ASYNC110 - the processes' ends are found only by looking
                 await anyio.sleep(POLL_S)
+                running.lose_if_dead()
+            tasks.cancel_scope.cancel()
 
     async def _probe(self, running: Running) -> None:
         misses = 0
@@ -364,7 +367,7 @@ class Chromium:
             log.warning("running as root: Chromium's sandbox is off; start the proxy as an ordinary user")
         try:
             with anyio.fail_after(START_S + 5):
-                return await playwright.chromium.launch(
+                browser = await playwright.chromium.launch(
                     executable_path=executable.path,
                     channel=executable.channel,
                     headless=self._settings.headless,
@@ -384,6 +387,7 @@ class Chromium:
                     f"QWENPROXY_BROWSER={executable.channel} is not installed; {HINT}"
                 ) from None
             raise BrowserLost(f"Chromium could not be started; {_reason(exc.message)}") from None
+        return browser
 
 
 def _reason(message: str) -> str:

@@ -1,7 +1,7 @@
 """A context per account with its own cookies and storage, and in it one page that speaks for the account.
 
-Each account that is used has one task, `Account.run`: it opens the page, watches it, closes it when it is lost
-and opens the next. Callers only wait for it, so a caller that leaves never leaves a half-open page behind.
+Each account that is used has one task, `Account.run`: it opens the page, watches it, closes it when it is
+lost and opens the next. Callers only wait for it, so one that leaves never leaves a half-open page behind.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ def is_loopback(origin: str) -> bool:
 async def new_context(running: Running, upstream: str, state: StorageState | None) -> BrowserContext:
     """Raises: BrowserLost."""
     with anyio.CancelScope(shield=True), reaching("the browser", CALL_S):
-        return await running.browser.new_context(
+        context = await running.browser.new_context(
             storage_state=state,  # type: ignore[arg-type]
             ignore_https_errors=is_loopback(upstream),
         )
+    return context  # noqa: RET504 - mypy holds that the scope above may swallow
 
 
 def at_sign_in(page: Page) -> bool:
@@ -307,7 +308,7 @@ class Account:
 
     async def _watch(self, page: SitePage) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._save_state)
+            tasks.start_soon(self._keep_saving)
             await page.watch()
             tasks.cancel_scope.cancel()
 
@@ -359,14 +360,17 @@ class Account:
         if context is not None:
             await close(context)
 
+    async def _keep_saving(self) -> None:
+        while True:
+            await self._save_state()
+            await anyio.sleep(SAVE_EVERY_S)
+
     async def _save_state(self) -> None:
         """A renewed token or session cookie must outlive this context."""
-        while True:
-            context = self._context
+        context = self._context
+        if context is not None:
             with suppress(BrowserLost), reaching("the browser", CALL_S):
-                if context is not None:
-                    self._state = dict(await context.storage_state(indexed_db=True))
-            await anyio.sleep(SAVE_EVERY_S)
+                self._state = dict(await context.storage_state(indexed_db=True))
 
     async def renew(self, rejected: str) -> bool:
         """Raises: Unreachable, BrowserMissing, BrowserLost."""
@@ -384,14 +388,27 @@ class Account:
             page = await context.new_page()
         try:
             with anyio.move_on_after(RENEW_S):
-                await open_site(page, f"{self._settings.upstream}/")
-                while not at_sign_in(page):
-                    if mark_of(await token_of(page)) not in {"", rejected}:
-                        return True
-                    await anyio.sleep(RENEW_POLL_S)
-            return False
+                if await _renewed(page, self._settings.upstream, rejected):
+                    await self._save_state()
+                    return True
         finally:
             await close(page)
+        return False
+
+
+async def _renewed(page: Page, upstream: str, rejected: str) -> bool:
+    """Waits until the page holds another token, or shows the sign-in page."""
+    if not rejected:
+        # Any token counts then, so the site must have had its say about the one it holds.
+        with suppress(TokenRejected):
+            await boot(page, upstream)
+    else:
+        await open_site(page, f"{upstream}/")
+    while not at_sign_in(page):
+        if mark_of(await token_of(page)) not in {"", rejected}:
+            return True
+        await anyio.sleep(RENEW_POLL_S)
+    return False
 
 
 async def token_of(page: Page) -> str | None:

@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import STDOUT
@@ -106,7 +106,7 @@ def present(setting: str, own: Path, places: Places) -> Executable | None:
 
 
 def _is_chromium(path: Path) -> bool:
-    return "chromium" in path.as_posix().lower()
+    return "chromium" in (path.stem.lower().removesuffix("-browser"), path.parts[-3].lower())
 
 
 def _set_path(setting: str) -> Path:
@@ -118,8 +118,14 @@ def _set_path(setting: str) -> Path:
     return path
 
 
-async def find(setting: str, own: Path, say: Say, places: Places | None = None) -> Executable:
-    """The Chromium to launch; downloads one when there is none.
+async def find(
+    setting: str,
+    own: Path,
+    say: Say,
+    places: Places | None = None,
+    ways: Iterable[Sequence[str]] | None = None,
+) -> Executable:
+    """The Chromium to launch; gets one by `ways`, the commands that can, when there is none.
 
     Raises:
         BrowserMissing: there is none and none could be got.
@@ -128,7 +134,7 @@ async def find(setting: str, own: Path, say: Say, places: Places | None = None) 
     here = present(setting, own, places)
     if here:
         return here
-    for command in _ways_to_get_one(places.platform):
+    for command in ways if ways is not None else ways_to_get_one(places.platform):
         say(f"No Chromium found; running {' '.join(command[-3:])}")
         if await _run(command, say):
             here = present(setting, own, places)
@@ -137,7 +143,7 @@ async def find(setting: str, own: Path, say: Say, places: Places | None = None) 
     raise BrowserMissing(f"no Chromium on this computer and none could be downloaded; {HINT}")
 
 
-def _ways_to_get_one(platform: str) -> Iterator[Sequence[str]]:
+def ways_to_get_one(platform: str) -> Iterator[Sequence[str]]:
     yield (sys.executable, "-m", "playwright", "install", "chromium")
     yield from _by_apt(platform, "chromium")
 

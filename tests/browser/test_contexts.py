@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
+from time import monotonic
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from playwright.async_api import Error as PlaywrightError
+
+from qwenproxy.browser.chromium import Chromium
+from qwenproxy.browser.contexts import BrowserTransport, is_loopback, mark_of, state_from_token
+from qwenproxy.errors import BrowserLost, QwenProxyError, TokenRejected, Unreachable
+from qwenproxy.qwen.transport import Fetch
+from qwenproxy.settings import Settings
+from tests.serve import Standin, free_port, until_async
+
+pytestmark = pytest.mark.anyio
+BodyOf = Callable[[BrowserTransport, str, str], Coroutine[Any, Any, bytes]]
+ENDLESS = Fetch("POST", "/endless", body="{}", stream=True)
+
+
+def browser(test: Any) -> Any:
+    return pytest.mark.browser(pytest.mark.timeout(90)(test))
+
+
+class Reader:
+    """Reads an endless stream until it fails."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+        self.error: QwenProxyError | None = None
+
+    async def read(self, road: BrowserTransport, account_id: str) -> None:
+        try:
+            async with road.fetch(account_id, ENDLESS) as fetched, aclosing(fetched.pieces()) as pieces:
+                async for _ in pieces:
+                    self.pieces += 1
+        except QwenProxyError as exc:
+            self.error = exc
+
+
+@asynccontextmanager
+async def reading(road: BrowserTransport, *account_ids: str) -> AsyncIterator[list[Reader]]:
+    readers = [Reader() for _ in account_ids]
+    async with anyio.create_task_group() as tasks:
+        for reader, account_id in zip(readers, account_ids, strict=True):
+            tasks.start_soon(reader.read, road, account_id)
+        await until_async(lambda: all(reader.pieces for reader in readers))
+        yield readers
+        tasks.cancel_scope.cancel()
+
+
+async def ended_s(reader: Reader) -> float:
+    start_s = monotonic()
+    await until_async(lambda: reader.error is not None)
+    assert isinstance(reader.error, BrowserLost)
+    return monotonic() - start_s
+
+
+async def goes_on(reader: Reader) -> bool:
+    before = reader.pieces
+    await until_async(lambda: reader.pieces > before + 5)
+    return reader.error is None
+
+
+async def next_call_s(road: BrowserTransport, body_of: BodyOf, account_id: str) -> float:
+    """Seconds until a call works, trying as a client would."""
+    start_s = monotonic()
+    while True:
+        try:
+            assert json.loads(await body_of(road, account_id, "/echo"))
+        except BrowserLost:
+            await anyio.sleep(0.05)
+        else:
+            return monotonic() - start_s
+
+
+def pages(road: BrowserTransport, account_id: str) -> int:
+    context = road._account(account_id)._context
+    return len(context.pages) if context else 0
+
+
+def test_state_from_a_token_holds_it_as_cookie_and_in_the_storage() -> None:
+    state = state_from_token("abc", "https://chat.qwen.ai")
+    (cookie,) = state["cookies"]
+    assert (cookie["name"], cookie["value"], cookie["domain"], cookie["secure"]) == (
+        "token",
+        "abc",
+        ".qwen.ai",
+        True,
+    )
+    assert state["origins"] == [
+        {"origin": "https://chat.qwen.ai", "localStorage": [{"name": "token", "value": "abc"}]}
+    ]
+    (cookie,) = state_from_token("abc", "http://127.0.0.1:80")["cookies"]
+    assert (cookie["domain"], cookie["secure"]) == ("127.0.0.1", False)
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        ("https://127.0.0.1:8443", True),
+        ("https://[::1]", True),
+        ("https://localhost", True),
+        ("https://chat.qwen.ai", False),
+        ("https://localhost.example.com", False),
+        ("https://128.0.0.1", False),
+    ],
+)
+def test_certificates_are_ignored_on_loopback_alone(origin: str, wanted: bool) -> None:
+    assert is_loopback(origin) is wanted
+
+
+def test_a_mark_does_not_tell_the_token() -> None:
+    assert mark_of("one") != mark_of("two")
+    assert "secret" not in mark_of("secret")
+    assert mark_of(None) == mark_of("") == ""
+
+
+@browser
+async def test_the_mark_is_the_one_of_the_page(road: BrowserTransport) -> None:
+    async with road.fetch("a", Fetch("GET", "/echo")) as fetched:
+        assert fetched.credential == mark_of("token-of-a")
+
+
+@browser
+async def test_accounts_share_neither_cookies_nor_storage(road: BrowserTransport, body_of: BodyOf) -> None:
+    for account_id in ("a", "b", "a"):
+        headers = json.loads(await body_of(road, account_id, "/echo"))["headers"]
+        assert headers["authorization"] == f"Bearer token-of-{account_id}"
+        assert headers["cookie"] == f"token=token-of-{account_id}"
+    page = (await road._account("a").usable_page())._page
+    await page.evaluate("document.cookie = 'mine=a'")
+    assert "mine" not in json.loads(await body_of(road, "b", "/echo"))["headers"]["cookie"]
+    assert "mine=a" in json.loads(await body_of(road, "a", "/echo"))["headers"]["cookie"]
+
+
+@browser
+async def test_many_first_calls_open_one_page_once_it_has_booted(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    before = json.loads(await body_of(road, "other", "/counts"))["lists"]
+    assert not road.ready("a")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(body_of, road, "a", "/echo")
+    assert road.ready("a")
+    assert road.problem() is None
+    assert pages(road, "a") == 1
+    assert json.loads(await body_of(road, "a", "/counts"))["lists"] == before + 1
+
+
+@browser
+async def test_entering_waits_for_no_browser_and_leaving_ends_it(small_settings: Settings) -> None:
+    start_s = monotonic()
+    async with BrowserTransport(small_settings, lambda _: state_from_token("t", "x")) as transport:
+        assert monotonic() - start_s < 0.2
+        assert transport.problem() == "Chromium is starting"
+        running = await transport.chromium.current()
+        processes = [psutil.Process(running.browser_pid), psutil.Process(running.driver_pid)]
+    assert not any(process.is_running() for process in processes)
+
+
+@browser
+async def test_a_crashed_page_ends_its_own_streams_and_is_replaced(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    async with reading(road, "a", "b") as (one, other):
+        session = (await road._account("a").usable_page())._session
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_crash, session)
+            assert await ended_s(one) < 5
+            tasks.cancel_scope.cancel()
+        assert await next_call_s(road, body_of, "a") < 5
+        assert await goes_on(other)
+        assert pages(road, "a") == 1
+
+
+async def _crash(session: Any) -> None:
+    """`Page.crash` answers never, or with the page's end."""
+    with pytest.raises(PlaywrightError):
+        await session.send("Page.crash")
+    await anyio.sleep_forever()
+
+
+@browser
+async def test_killed_renderers_are_replaced(road: BrowserTransport, body_of: BodyOf) -> None:
+    async with reading(road, "a") as (one,):
+        main = psutil.Process((await road.chromium.current()).browser_pid)
+        for process in main.children(recursive=True):
+            with suppress(psutil.Error):
+                if "--type=renderer" in process.cmdline():
+                    process.kill()
+        assert await ended_s(one) < 5
+        assert await next_call_s(road, body_of, "a") < 5
+
+
+@browser
+@pytest.mark.parametrize("victim", ["browser", "driver"])
+async def test_after_a_killed_browser_or_driver_the_next_call_works(
+    road: BrowserTransport, body_of: BodyOf, victim: str
+) -> None:
+    async with reading(road, "a", "b") as (one, other):
+        running = await road.chromium.current()
+        psutil.Process(running.browser_pid if victim == "browser" else running.driver_pid).kill()
+        assert await ended_s(one) < 2
+        assert await ended_s(other) < 2
+        assert not road.ready("a")
+        assert await next_call_s(road, body_of, "a") < 5
+        assert json.loads(await body_of(road, "a", "/echo"))["headers"]["cookie"] == "token=token-of-a"
+        await until_async(lambda: road.ready("b"))
+
+
+@browser
+async def test_a_frozen_browser_ends_its_streams_and_is_replaced(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    async with reading(road, "a") as (one,):
+        psutil.Process((await road.chromium.current()).browser_pid).suspend()
+        took_s = await ended_s(one)
+        assert took_s + await next_call_s(road, body_of, "a") < 20
+
+
+@browser
+async def test_a_hung_page_is_replaced_and_other_accounts_go_on(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    async with reading(road, "a", "b") as (one, other):
+        page = (await road._account("a").usable_page())._page
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_hang, page)
+            assert await ended_s(one) < 12
+        assert await next_call_s(road, body_of, "a") < 5
+        assert await goes_on(other)
+
+
+async def _hang(page: Any) -> None:
+    with pytest.raises(PlaywrightError):
+        await page.evaluate("for (;;) {}")
+
+
+@browser
+async def test_a_navigation_ends_the_streams_but_a_new_address_alone_does_not(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    async with reading(road, "a") as (one,):
+        page = (await road._account("a").usable_page())._page
+        await page.evaluate("history.pushState({}, '', '/c/new-chat')")
+        assert await goes_on(one)
+        await page.evaluate("() => { location.href = '/?again'; }")
+        assert await ended_s(one) < 5
+        assert await next_call_s(road, body_of, "a") < 5
+
+
+@browser
+async def test_a_forgotten_account_leaves_no_context(road: BrowserTransport, body_of: BodyOf) -> None:
+    async with reading(road, "a", "b") as (one, other):
+        await road.forget("a")
+        assert await ended_s(one) < 2
+        assert len((await road.chromium.current()).browser.contexts) == 1
+        assert await goes_on(other)
+    await road.forget("a")
+    assert json.loads(await body_of(road, "a", "/echo"))
+
+
+@browser
+async def test_a_caller_that_leaves_while_the_page_opens_leaves_one_page(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    with anyio.move_on_after(0.05):
+        await road.warm("a")
+    await body_of(road, "a", "/echo")
+    assert pages(road, "a") == 1
+    assert len((await road.chromium.current()).browser.contexts) == 1
+
+
+@browser
+async def test_a_site_that_is_not_there_is_unreachable_and_tried_again(chromium: Chromium) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    settings = Settings(upstream=nowhere, auth_upstream=nowhere)
+    await chromium.current()
+    async with BrowserTransport(
+        settings, lambda _: state_from_token("t", nowhere), chromium=chromium
+    ) as transport:
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await transport.warm("a")
+        assert transport.problem() == "the browser could not reach the site"
+        assert not transport.ready("a")
+
+
+# From here on with the stand-in.
+
+
+@asynccontextmanager
+async def signed_in(standin: Standin, chromium: Chromium) -> AsyncIterator[BrowserTransport]:
+    state = standin.storage_state("one@example.com")
+    settings = Settings(upstream=standin.site, auth_upstream=standin.auth)
+    async with BrowserTransport(settings, lambda _: state, chromium=chromium) as transport:
+        yield transport
+
+
+async def credential_of(transport: BrowserTransport) -> tuple[str, str]:
+    """The actual status of a call that needs a sign-in, and its credential."""
+    async with transport.fetch("a", Fetch("GET", "/api/v2/chats/?page=1")) as fetched:
+        return fetched.headers["x-actual-status-code"], fetched.credential
+
+
+@browser
+async def test_a_signed_out_account_is_refused_until_it_is_asked_again(
+    standin: Standin, chromium: Chromium
+) -> None:
+    async with signed_in(standin, chromium) as transport:
+        await transport.warm("a")
+        standin.revoke()
+        await transport.forget("a")
+        with pytest.raises(TokenRejected):
+            await transport.warm("a")
+        assert not transport.ready("a")
+        assert not await transport.renew("a", "")
+
+
+@browser
+async def test_renewal_happens_beside_a_running_stream_once_for_all(
+    standin: Standin, chromium: Chromium
+) -> None:
+    async with signed_in(standin, chromium) as transport:
+        status, old = await credential_of(transport)
+        assert status == "200"
+        refreshes = len(standin.received("/api/v2/auths/refresh"))
+        standin.expire()
+        assert (await credential_of(transport))[0] == "401"
+        page = await transport._account("a").usable_page()
+        renewed = list[bool]()
+
+        async def renew() -> None:
+            renewed.append(await transport.renew("a", old))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(renew)
+        assert renewed == [True, True, True]
+        status, new = await credential_of(transport)
+        assert (status, new != old) == ("200", True)
+        assert len(standin.received("/api/v2/auths/refresh")) == refreshes + 1
+        assert await transport._account("a").usable_page() is page
+        assert pages(transport, "a") == 1
+
+
+@browser
+async def test_nothing_is_renewed_without_a_session(standin: Standin, chromium: Chromium) -> None:
+    async with signed_in(standin, chromium) as transport:
+        _, old = await credential_of(transport)
+        standin.revoke()
+        assert not await transport.renew("a", old)
+        assert pages(transport, "a") == 1
+
+
+@browser
+async def test_a_renewed_sign_in_outlives_the_browser(standin: Standin, chromium: Chromium) -> None:
+    async with signed_in(standin, chromium) as transport:
+        _, old = await credential_of(transport)
+        standin.expire()
+        assert await transport.renew("a", old)
+        account = transport._account("a")
+        await until_async(lambda: account._state is not None and old not in _marks(account._state))
+        psutil.Process((await transport.chromium.current()).browser_pid).kill()
+        await until_async(lambda: not transport.ready("a"))
+        assert (await credential_of(transport))[0] == "200"
+
+
+def _marks(state: dict[str, Any]) -> set[str]:
+    return {mark_of(item["value"]) for origin in state["origins"] for item in origin["localStorage"]}
