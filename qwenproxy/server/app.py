@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -170,7 +171,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _cannot_listen(settings: Settings, exc: OSError) -> SettingsError:
-    if exc.errno == errno.EADDRINUSE:
+    # Windows calls a port that another program holds for itself a lack of permission.
+    if exc.errno == errno.EADDRINUSE or (sys.platform == "win32" and isinstance(exc, PermissionError)):
         return PortTaken(
             f"QWENPROXY_PORT={settings.port} cannot be used: another program listens there; "
             "stop it, or choose another port"
@@ -229,7 +231,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()
-        self.config.timeout_graceful_shutdown = 0 if self.force_exit else FAREWELL_S
+        at_once = self.force_exit and self.server_state.tasks
+        self.config.timeout_graceful_shutdown = 0 if at_once else FAREWELL_S
         await super().shutdown(sockets)
         if self.force_exit:
             with anyio.move_on_after(FAREWELL_S):

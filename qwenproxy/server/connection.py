@@ -81,7 +81,8 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _head_is_late(self) -> None:
-        if self._answering():
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The next request's first bytes came early; the one before is still being answered.
             self._expect_head()
         else:
             self.transport.close()

@@ -19,22 +19,23 @@ stream, folded.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import anyio
-from anyio.lowlevel import checkpoint
-from anyio.to_thread import run_sync
 from starlette.types import Receive, Scope, Send
 
 from qwenproxy.chat import ChatRequest, Delta, Finished, fold
 from qwenproxy.dialects.base import Dialect, Json
-from qwenproxy.errors import BadRequest, QueueFull, QwenProxyError, ShuttingDown, TooLarge
+from qwenproxy.errors import QueueFull, QwenProxyError, ShuttingDown
 from qwenproxy.qwen.models import Model
+from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.responses import error_response, json_response
 
@@ -47,8 +48,6 @@ CLOSE_S: Final = 5.0
 """How long the gateway's generator may take to clean up when it is closed."""
 WIND_DOWN_S: Final = 30.0
 """How long it may go on after its last delta."""
-DEPTH: Final = 64
-"""Of objects and lists inside one another (reliability.md, T16)."""
 INTERNAL: Final = "the proxy met an error of its own; its log says more"
 SSE_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -56,7 +55,11 @@ SSE_HEADERS: Final = (
     (b"x-accel-buffering", b"no"),
 )
 
-Item: TypeAlias = tuple[int, Delta] | QwenProxyError
+STALL_LOOKS: Final = 12
+"""How often, in the time a write may stand still, it is looked at."""
+
+Item: TypeAlias = tuple[int, Delta] | QwenProxyError | None
+"""A choice's delta, the end of all of them, or (none) the time for a comment."""
 
 
 class Gateway(Protocol):
@@ -117,8 +120,7 @@ class Relay:
         wire = _Wire(scope, receive, send, self._bounds.write_stall_s)
         try:
             with self._admission.enter():
-                body = await read_body(scope, receive, self._bounds)
-                request = self._dialect.parse(await _parsed(body), scope["path_params"])
+                request = self._dialect.parse(await self._body(scope, receive), scope["path_params"])
                 gateway: Gateway = scope["app"].state.gateway
                 answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds.decide_s)
                 await answer.run(gateway, self._admission)
@@ -131,9 +133,16 @@ class Relay:
             error = QwenProxyError(INTERNAL)
             await wire.refuse(error, self._dialect.error(error))
 
-
-class ClientGone(Exception):
-    pass
+    async def _body(self, scope: Scope, receive: Receive) -> Json:
+        bounds = self._bounds
+        body = await read_body(
+            scope,
+            receive,
+            most_bytes=bounds.body_bytes,
+            idle_s=bounds.body_idle_s,
+            total_s=bounds.body_total_s,
+        )
+        return await read_json(body)
 
 
 class _Wire:
@@ -145,19 +154,19 @@ class _Wire:
         self._send = send
         self._stall_s = stall_s
         self.started = False
-        self.gone = False
-        """The client stopped reading and was dropped."""
+        self.written_s = time.monotonic()
+        """When the last write ended."""
+        self._writing_since_s: float | None = None
 
     async def start_stream(self) -> None:
         self.started = True
         await self._send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
 
     async def write(self, text: str, *, more: bool = True) -> None:
-        with anyio.move_on_after(self._stall_s) as waiting:
-            await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
-        if waiting.cancelled_caught:
-            self.gone = True
-            await self._drop()
+        self._writing_since_s = time.monotonic()
+        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+        self._writing_since_s = None
+        self.written_s = time.monotonic()
 
     async def reply(self, body: Json) -> None:
         self.started = True
@@ -173,46 +182,43 @@ class _Wire:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _drop(self) -> None:
+    async def stalled(self) -> None:
+        """Returns when a write has stood still for too long: the client does not read."""
+        while True:
+            since_s = self._writing_since_s
+            if since_s is not None and time.monotonic() - since_s > self._stall_s:
+                return
+            await anyio.sleep(self._stall_s / STALL_LOOKS)
+
+    def drop(self) -> None:
         connection = self._scope.get("extensions", {}).get(EXTENSION)
         if connection is not None:
             connection["abort"]()
-            # The server learns of it in the next turn of the loop.
-            await checkpoint()
 
 
 class _Feed:
-    """Deltas of all choices on their way from the gateway to the client."""
+    """Deltas of all choices on their way from the gateway to the client: what is there leaves together."""
 
     def __init__(self) -> None:
-        self._into, self._out = anyio.create_memory_object_stream[Item](DELTAS_AHEAD)
+        self._items: deque[Item] = deque()
+        self._some = asyncio.Event()
+        self._room = asyncio.Event()
 
     async def put(self, item: Item) -> None:
-        try:
-            self._into.send_nowait(item)
-        except anyio.WouldBlock:
-            await self._into.send(item)
+        while len(self._items) >= DELTAS_AHEAD:
+            self._room.clear()
+            await self._room.wait()
+        self._items.append(item)
+        self._some.set()
 
-    async def take(self, wait_s: float) -> list[Item]:
-        """All that is there, at least one; none when nothing came for `wait_s` seconds."""
-        items = self._ready()
-        if not items:
-            with anyio.move_on_after(wait_s):
-                items = [await self._out.receive()]
-            items += self._ready()
+    async def take(self) -> list[Item]:
+        """All that is there, at least one."""
+        await self._some.wait()
+        self._some.clear()
+        self._room.set()
+        items = list(self._items)
+        self._items.clear()
         return items
-
-    def _ready(self) -> list[Item]:
-        items: list[Item] = []
-        try:
-            while True:
-                items.append(self._out.receive_nowait())
-        except anyio.WouldBlock:
-            return items
-
-    def close(self) -> None:
-        self._into.close()
-        self._out.close()
 
 
 class _Answer:
@@ -232,20 +238,20 @@ class _Answer:
         self._feed = _Feed()
 
     async def run(self, gateway: Gateway, admission: Admission) -> None:
-        try:
-            async with anyio.create_task_group() as producers:
-                for choice in range(self._request.choices):
-                    producers.start_soon(self._produce, gateway, choice)
-                async with anyio.create_task_group() as watchers:
-                    watchers.start_soon(self._leave_with_client, producers.cancel_scope)
-                    watchers.start_soon(self._stop_with_server, admission.stopped)
-                    await self._write()
-                    self._written = True
-                    watchers.cancel_scope.cancel()
-                wind_down_s = 0 if self._unfinished else WIND_DOWN_S
-                producers.cancel_scope.deadline = anyio.current_time() + wind_down_s
-        finally:
-            self._feed.close()
+        async with anyio.create_task_group() as producers:
+            for choice in range(self._request.choices):
+                producers.start_soon(self._produce, gateway, choice)
+            async with anyio.create_task_group() as watchers:
+                watchers.start_soon(self._leave_with_client, producers.cancel_scope)
+                watchers.start_soon(self._stop_with_server, admission.stopped)
+                if self._request.stream:
+                    watchers.start_soon(self._drop_when_stalled, producers.cancel_scope)
+                    watchers.start_soon(self._keep_alive)
+                await self._write()
+                self._written = True
+                watchers.cancel_scope.cancel()
+            wind_down_s = 0 if self._unfinished else WIND_DOWN_S
+            producers.cancel_scope.deadline = anyio.current_time() + wind_down_s
 
     async def _produce(self, gateway: Gateway, choice: int) -> None:
         delta: Delta | None = None
@@ -267,6 +273,21 @@ class _Answer:
         if not self._written:
             producers.cancel()
 
+    async def _drop_when_stalled(self, producers: anyio.CancelScope) -> None:
+        await self._wire.stalled()
+        self._wire.drop()
+        producers.cancel()
+
+    async def _keep_alive(self) -> None:
+        decided_s = time.monotonic() + self._decide_s
+        while True:
+            due_s = self._wire.written_s + self._heartbeat_s if self._wire.started else decided_s
+            wait_s = due_s - time.monotonic()
+            if wait_s <= 0:
+                await self._feed.put(None)
+                wait_s = self._heartbeat_s
+            await anyio.sleep(min(wait_s, self._heartbeat_s))
+
     async def _stop_with_server(self, stopped: anyio.Event) -> None:
         await stopped.wait()
         await self._feed.put(ShuttingDown("the proxy is stopping"))
@@ -282,39 +303,41 @@ class _Answer:
             await self._fail(QwenProxyError(INTERNAL))
 
     async def _write_stream(self) -> None:
-        items = await self._feed.take(self._decide_s)
-        if items and isinstance(items[0], QwenProxyError):
+        items = await self._feed.take()
+        if isinstance(items[0], QwenProxyError):
             raise items[0]
         await self._wire.start_stream()
-        more = True
-        while more and not self._wire.gone:
-            frames, more = self._encoded(items)
-            await self._wire.write("".join(frames) or KEEP_ALIVE, more=more)
-            items = await self._feed.take(self._heartbeat_s) if more else []
+        frames, more = self._encoded(items)
+        await self._wire.write(frames, more=more)
+        while more:
+            frames, more = self._encoded(await self._feed.take())
+            await self._wire.write(frames, more=more)
 
-    def _encoded(self, items: Sequence[Item]) -> tuple[list[str], bool]:
-        """Frames for `items`, and whether more must follow them."""
+    def _encoded(self, items: Sequence[Item]) -> tuple[str, bool]:
+        """What `items` are to the client, and whether more must follow."""
         frames: list[str] = []
         for item in items:
-            if isinstance(item, QwenProxyError):
-                return frames + self._encoder.fail(item), False
-            choice, delta = item
-            frames += self._encoder.encode(delta, choice)
-            if self._finishes(delta):
-                return frames + self._encoder.end(), False
-        return frames, True
+            if isinstance(item, tuple):
+                choice, delta = item
+                frames += self._encoder.encode(delta, choice)
+                if self._finishes(delta):
+                    return "".join(frames + self._encoder.end()), False
+            elif item is not None:
+                return "".join(frames + self._encoder.fail(item)), False
+        return "".join(frames) or KEEP_ALIVE, True
 
     async def _write_whole(self) -> None:
         choices: list[list[Delta]] = [[] for _ in range(self._request.choices)]
         more = True
         while more:
-            for item in await self._feed.take(float("inf")):
+            for item in await self._feed.take():
                 if isinstance(item, QwenProxyError):
                     raise item
-                choice, delta = item
-                choices[choice].append(delta)
-                if self._finishes(delta):
-                    more = False
+                if item is not None:
+                    choice, delta = item
+                    choices[choice].append(delta)
+                    more = not self._finishes(delta)
+                if not more:
                     break
         await self._wire.reply(self._dialect.reply(self._request, [fold(deltas) for deltas in choices]))
 
@@ -338,93 +361,3 @@ async def _closed_in_the_end(deltas: AsyncGenerator[Delta]) -> AsyncGenerator[As
     finally:
         with anyio.move_on_after(CLOSE_S, shield=True):
             await deltas.aclose()
-
-
-class BodyTooSlow(BadRequest):
-    pass
-
-
-async def read_body(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
-    """The request's body, whole.
-
-    Raises:
-        TooLarge: it is larger than `body_bytes`, or says so.
-        BodyTooSlow: nothing of it came for `body_idle_s`, or not all in `body_total_s`.
-        ClientGone: the client left.
-    """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > bounds.body_bytes:
-            raise TooLarge(f"the body is larger than {bounds.body_bytes} bytes")
-    body = bytearray()
-    deadline = anyio.current_time() + bounds.body_total_s
-    more = True
-    while more:
-        message: Any = None
-        with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + bounds.body_idle_s)):
-            message = await receive()
-        if message is None:
-            raise BodyTooSlow("the body came too slowly")
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > bounds.body_bytes:
-            raise TooLarge(f"the body is larger than {bounds.body_bytes} bytes")
-    return bytes(body)
-
-
-INLINE_BYTES: Final = 262_144
-"""Larger bodies are parsed in a thread, so that other answers go on."""
-
-
-async def _parsed(body: bytes) -> Json:
-    if len(body) <= INLINE_BYTES:
-        return parse_json(body)
-    return await run_sync(parse_json, body)
-
-
-def parse_json(body: bytes) -> Json:
-    """Raises: BadRequest, for everything that is not one sound JSON object."""
-    try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise BadRequest("the body is not UTF-8 text") from None
-    except json.JSONDecodeError as exc:
-        raise BadRequest(f"the body is not JSON: {exc.msg} (line {exc.lineno}, column {exc.colno})") from None
-    except RecursionError:
-        raise BadRequest(f"the body is nested deeper than {DEPTH} levels") from None
-    except ValueError:
-        raise BadRequest("the body holds a number that cannot be used") from None
-    if not isinstance(value, dict):
-        raise BadRequest("the body is not a JSON object")
-    _check_values(value)
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise BadRequest(f"the body is not JSON: {name} is no value")
-
-
-def _check_values(body: Json) -> None:
-    level: list[Any] = [body]
-    for _ in range(DEPTH):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, str):
-                _check_text(value)
-            elif isinstance(value, dict):
-                inner += value
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-        if not inner:
-            return
-        level = inner
-    raise BadRequest(f"the body is nested deeper than {DEPTH} levels")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRequest("the body holds half a surrogate pair") from None

@@ -209,20 +209,22 @@ import anyio
 from tests.server.serving import *
 from qwenproxy.server.app import bind, create_app, serve
 
-gateway = ScriptedGateway(lambda request: [START, Text("x"), float(sys.argv[2]), END], cleanup_s=0.05)
+drain_s, answer_s, start_s, flood = map(float, sys.argv[1:])
+flooding = [Text("y" * 60_000)] * int(flood)
+gateway = ScriptedGateway(lambda request: [START, Text("x"), *flooding, answer_s, END], cleanup_s=0.05)
 
 @asynccontextmanager
 async def engine():
     print("opening", flush=True)
     try:
-        await anyio.sleep(float(sys.argv[3]))
+        await anyio.sleep(start_s)
     except BaseException:
         print("start ended", flush=True)
         raise
     yield gateway
     print("engine closed", gateway.opened, gateway.closed, gateway.completed, flush=True)
 
-settings = settings_for(drain_s=float(sys.argv[1]))
+settings = settings_for(drain_s=drain_s)
 listener = bind(settings)
 print(listener.getsockname()[1], flush=True)
 anyio.run(serve, create_app(settings, engine), settings, listener)
@@ -231,9 +233,9 @@ anyio.run(serve, create_app(settings, engine), settings, listener)
 
 @contextmanager
 def process(
-    drain_s: float, answer_s: float, start_s: float = 0
+    drain_s: float, answer_s: float, start_s: float = 0, flood: int = 0
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    arguments = [sys.executable, "-c", SERVER, str(drain_s), str(answer_s), str(start_s)]
+    arguments = [sys.executable, "-c", SERVER, str(drain_s), str(answer_s), str(start_s), str(flood)]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
@@ -310,7 +312,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 @unix
 def test_a_client_that_does_not_read_does_not_hold_up_the_end() -> None:
-    with process(drain_s=0.2, answer_s=FOREVER) as (child, port):
+    with process(drain_s=0.2, answer_s=FOREVER, flood=2000) as (child, port):
         connections = [start_stream(port), socket.create_connection(("127.0.0.1", port))]
         child.send_signal(signal.SIGTERM)
         assert child.wait(10) == 0

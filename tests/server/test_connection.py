@@ -49,9 +49,11 @@ async def test_a_second_head_that_never_ends_is_not_waited_for(short_head: None)
 
 async def test_a_running_answer_outlives_the_heads_deadline(short_head: None) -> None:
     gateway = ScriptedGateway(lambda request: [START, 1.0, Text("late"), END])
-    async with running(gateway, heartbeat_s=0.2) as proxy, await proxy.connect() as connection:
-        await connection.send(proxy.post({**HELLO, "stream": True}) + b"GET /pi")
-        assert b"[DONE]" in await heard(connection, b"[DONE]")
+    async with running(gateway, heartbeat_s=0.2) as proxy:
+        for stream, end in ((True, b"[DONE]"), (False, b'"late"')):
+            async with await proxy.connect() as connection:
+                await connection.send(proxy.post({**HELLO, "stream": stream}) + b"GET /pi")
+                assert end in await heard(connection, end)
 
 
 async def test_a_head_too_large_to_wait_for_is_refused_while_it_comes() -> None:
