@@ -330,7 +330,7 @@ class Chromium:
         """Until the browser is lost."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._probe, running)
-            while running.lost is None:  # noqa: ASYNC110 - the processes' ends are found only by looking
+            while running.lost is None:
                 await anyio.sleep(POLL_S)
                 running.lose_if_dead()
             tasks.cancel_scope.cancel()

@@ -91,19 +91,6 @@ async def test_a_killed_process_is_replaced_with_its_partner(settings: Settings,
         assert not profile.exists()
 
 
-@browser
-async def test_a_frozen_browser_is_replaced(settings: Settings) -> None:
-    async with Chromium(settings) as chromium:
-        old = await chromium.current()
-        processes = family(old)
-        start_s = monotonic()
-        psutil.Process(old.browser_pid).suspend()
-        await until_replaced(chromium, old)
-        assert monotonic() - start_s < 20
-        assert old.lost == "the browser froze"
-        assert not any(map(runs, processes))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script plays the browser")
 @pytest.mark.browser
 async def test_a_browser_that_dies_at_start_is_tried_again_later_and_later(tmp_path: Path) -> None:

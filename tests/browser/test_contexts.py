@@ -11,7 +11,7 @@ import psutil
 import pytest
 from playwright.async_api import Error as PlaywrightError
 
-from qwenproxy.browser.chromium import Chromium
+from qwenproxy.browser.chromium import Chromium, runs
 from qwenproxy.browser.contexts import BrowserTransport, is_loopback, mark_of, state_from_token
 from qwenproxy.errors import BrowserLost, QwenProxyError, TokenRejected, Unreachable
 from qwenproxy.qwen.transport import Fetch
@@ -220,9 +220,13 @@ async def test_a_frozen_browser_ends_its_streams_and_is_replaced(
     road: BrowserTransport, body_of: BodyOf
 ) -> None:
     async with reading(road, "a") as (one,):
-        psutil.Process((await road.chromium.current()).browser_pid).suspend()
+        running = await road.chromium.current()
+        frozen = psutil.Process(running.browser_pid)
+        frozen.suspend()
         took_s = await ended_s(one)
         assert took_s + await next_call_s(road, body_of, "a") < 20
+        assert running.lost == "the browser froze"
+        await until_async(lambda: not runs(frozen))
 
 
 @browser
