@@ -28,7 +28,7 @@ LAYERS = (
     "errors chat clock settings",
     "store logs limits qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "ledger accounts.registry qwen.payload qwen.phases dialects.openai_chat server.responses",
-    "accounts.pool qwen.client janitor browser.chromium server.connection server.guard",
+    "accounts.pool qwen.client janitor browser.chromium server.body server.connection server.guard",
     "gateway browser.bridge server.relay",
     "browser.contexts server.status_routes",
     "browser.login browser.__main__ server.app engine",

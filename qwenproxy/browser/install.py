@@ -152,7 +152,8 @@ def _by_apt(platform: str, package: str) -> Iterator[Sequence[str]]:
     apt = shutil.which("apt-get")
     if platform == "linux" and apt and os.geteuid() == 0:
         yield (apt, "-q", "update")
-        yield ("/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", apt, "-q", "install", "-y", package)
+        install = ("-qy", "--no-install-recommends", "install", package)
+        yield ("/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", apt, *install)
 
 
 async def get_driver_library(say: Say) -> None:
