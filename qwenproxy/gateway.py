@@ -135,11 +135,12 @@ class Gateway:
                     raise
                 raise last from None
             except QwenProxyError as exc:
-                if given or not attempts.elsewhere(exc):
+                if given or not account_id or not attempts.elsewhere(exc):
                     raise
                 last = exc
             tried |= {account_id}
-            await attempts.pause()
+            if self._pool.has_other_than(tried):
+                await attempts.pause()
 
     async def _on_account(self, account_id: str, turn: Turn, attempts: _Attempts) -> AsyncGenerator[Delta]:
         chat: UpstreamChat | None = None

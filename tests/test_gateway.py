@@ -109,10 +109,27 @@ class ScriptedUpstream:
         return [chat for _, chat, _ in self.calls]
 
 
+class Pauses:
+    """Counts the pauses between tries, each of which asks for a random number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def take(self) -> float:
+        self.count += 1
+        return 0.5
+
+
 @asynccontextmanager
 async def gateway(
-    tmp_path: Path, upstream: ScriptedUpstream, *, accounts: int = 3, **settings: object
+    tmp_path: Path,
+    upstream: ScriptedUpstream,
+    *,
+    accounts: int = 3,
+    pauses: Pauses | None = None,
+    **settings: object,
 ) -> AsyncIterator[Gateway]:
+    pauses = pauses or Pauses()
     (tmp_path / "tokens.json").write_text(
         json.dumps([{"id": f"a{n}", "token": "t"} for n in range(accounts)])
     )
@@ -128,7 +145,7 @@ async def gateway(
             Settings(**settings),  # type: ignore[arg-type]
             clock,
             not_ready=lambda usable: None if usable else "none",
-            jitter=lambda: 0.5,
+            jitter=pauses.take,
         )
 
 
@@ -252,6 +269,17 @@ async def test_when_the_last_account_is_limited_the_caller_hears_when_to_come_ba
             await text(gate)
         assert len(upstream.calls) == calls
         assert gate.readiness() == "none"
+
+
+@pytest.mark.parametrize(
+    "error", [NeedsHuman("check"), LimitReached("limit", wait_s=60), TokenRejected("out")]
+)
+async def test_without_another_account_the_end_comes_at_once(tmp_path: Path, error: QwenProxyError) -> None:
+    upstream, pauses = ScriptedUpstream(error), Pauses()
+    async with gateway(tmp_path, upstream, accounts=1, pauses=pauses) as gate:
+        with pytest.raises((NeedsHuman, AllWaiting, NoAccount)):
+            await text(gate)
+    assert (len(upstream.calls), pauses.count) == (1, 0)
 
 
 async def test_without_accounts_nothing_is_called(tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ class Pool:
         now = self._clock.now()
         return tuple(s.account.id for s in self._seats if s.account.state(now) == "OK")
 
+    def has_other_than(self, tried: frozenset[str]) -> bool:
+        """Whether an account is OK now that is not in `tried`."""
+        return not tried.issuperset(self.usable())
+
     @asynccontextmanager
     async def lease(self, tried: frozenset[str] = frozenset()) -> AsyncGenerator[str]:
         """A slot of the next account in turn, waited for in order of arrival; gives the account's id.
@@ -175,10 +179,10 @@ class Pool:
         return seat
 
     def _refuse(self, tried: frozenset[str]) -> None:
+        if self.has_other_than(tried):
+            return
         now = self._clock.now()
         states = [s.account.state(now) for s in self._seats]
-        if any(st == "OK" and s.account.id not in tried for s, st in zip(self._seats, states, strict=True)):
-            return
         if "OK" in states:
             raise AllTried
         waiting = [s.account for s, st in zip(self._seats, states, strict=True) if st == "WAIT"]

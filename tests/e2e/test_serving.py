@@ -1,0 +1,257 @@
+"""`serve` as a whole: accounts in turn, renewal under running streams, limits, chats that go again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from tests.serve import Proxy, Standin, clean_environment, running_proxy
+
+pytestmark = [pytest.mark.anyio, pytest.mark.browser, pytest.mark.timeout(120)]
+
+ONE, TWO = "one@example.com", "two@example.com"
+BOTH = (ONE, TWO)
+
+
+def body(prompt: str, **more: object) -> dict[str, object]:
+    return {"model": "qwen", "messages": [{"role": "user", "content": prompt}], **more}
+
+
+def say(text: str, *marks: str) -> str:
+    return "".join(f"{{{{standin: {mark}}}}} " for mark in (f'say text="{text}"', *marks))
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Path:
+    return tmp_path / "session"
+
+
+@asynccontextmanager
+async def client(proxy: Proxy) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=f"{proxy.base}/v1", timeout=60) as http:
+        yield http
+
+
+async def ask(http: httpx.AsyncClient, prompt: str, **more: object) -> httpx.Response:
+    return await http.post("/chat/completions", json=body(prompt, **more))
+
+
+async def heard(http: httpx.AsyncClient, prompt: str) -> str:
+    answer = await ask(http, prompt)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def stored(session: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((session / "tokens.json").read_text())
+    return rows
+
+
+def asked(standin: Standin) -> list[str]:
+    return [call["account"] for call in standin.received("/api/v2/chat/completions", "POST")]
+
+
+async def test_accounts_answer_in_turn_each_with_its_own_sign_in(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin, BOTH) as proxy:
+        async with client(proxy) as http:
+            for number in range(4):
+                assert await heard(http, say(f"answer {number}")) == f"answer {number}"
+        assert asked(standin) == [ONE, TWO, ONE, TWO]
+
+
+async def test_calls_are_the_pages_own(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            await heard(http, say("hi"))
+    headers = standin.received("/api/v2/chat/completions", "POST")[0]["headers"]
+    assert headers["bx-v"] == "stand-in", "the site's own script did not see the call"
+    assert headers["version"] == "0.3.12"
+    assert headers["source"] == "web"
+    assert headers["accept"] == "application/json"
+    assert len(headers["x-request-id"]) == 36
+    assert "(" not in headers["timezone"]
+
+
+async def test_chats_are_gone_within_two_seconds(tmp_path: Path, standin: Standin) -> None:
+    standin.options(settle_s=0.5, refuse_busy_delete=True)
+    with running_proxy(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            await heard(http, say("hi"))
+            await standin.until(lambda state: not any(state["chats"].values()), 2 + 1)
+            answer = await ask(http, say("hi", "inspected_input"))
+            assert answer.status_code == 400
+            await standin.until(lambda state: not any(state["chats"].values()), 2 + 1)
+
+
+async def test_chats_are_kept_and_named_when_asked(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin, keep_chats=1) as proxy:
+        async with client(proxy) as http:
+            await heard(http, say("hi"))
+        with anyio.fail_after(10):
+            while not (renamed := standin.received("/api/v2/chats/", "POST")[1:]):
+                await anyio.sleep(0.05)
+    assert renamed[0]["body"] == {"title": "OpenAI API Chat"}
+    assert len(standin.chats()) == 1
+
+
+async def test_only_chats_that_the_proxy_made_are_touched(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            await heard(http, say("hi"))
+            await standin.until(lambda state: not any(state["chats"].values()))
+    made = {call["path"].rsplit("/", 1)[1] for call in standin.received("/api/v2/chats/", "DELETE")}
+    ledger = [json.loads(line) for line in (tmp_path / "session" / "chats.jsonl").read_text().splitlines()]
+    assert made == {row["chat"] for row in ledger if row["event"] == "made"}
+
+
+async def test_a_token_is_renewed_while_streams_run(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin, slots_per_account=4) as proxy:
+        async with client(proxy) as http, anyio.create_task_group() as tasks:
+            ended: list[str] = []
+
+            async def read() -> None:
+                prompt = "{{standin: count n=150 rate=30}}"
+                async with http.stream("POST", "/chat/completions", json=body(prompt, stream=True)) as answer:
+                    ended.extend([line async for line in answer.aiter_lines() if line][-1:])
+
+            tasks.start_soon(read)
+            tasks.start_soon(read)
+            await standin.until(lambda state: state["open"] == 2)
+            standin.expire()
+            assert await heard(http, say("renewed")) == "renewed"
+            assert ended == []
+        assert ended == ["data: [DONE]"] * 2
+        assert len(standin.received("/api/v2/auths/refresh")) == 1
+
+
+async def test_a_limit_moves_the_request_and_is_kept(tmp_path: Path, standin: Standin, session: Path) -> None:
+    with running_proxy(tmp_path, standin, BOTH) as proxy:
+        async with client(proxy) as http:
+            assert await heard(http, say("moved", "rate_limited num=3 times=1")) == "moved"
+            assert [await heard(http, say("two")) for _ in range(2)] == ["two"] * 2
+            assert asked(standin) == [ONE, TWO, TWO, TWO]
+            answer = await ask(http, say("x", "rate_limited num=2"))
+            assert answer.status_code == 429
+            assert answer.json()["error"]["code"] == "all_accounts_waiting"
+            assert 7000 < int(answer.headers["retry-after"]) <= 7200
+            calls = len(standin.received())
+            assert (await ask(http, say("x"))).status_code == 429
+            assert len(standin.received()) == calls
+        assert all(row["resetAt"] for row in stored(session))
+
+
+async def test_a_sign_in_that_is_gone_moves_the_request_and_is_kept(
+    tmp_path: Path, standin: Standin, session: Path
+) -> None:
+    with running_proxy(tmp_path, standin, BOTH) as proxy:
+        standin.revoke(ONE)
+        async with client(proxy) as http:
+            assert await heard(http, say("moved")) == "moved"
+        assert [row["invalid"] for row in stored(session)] == [True, False]
+
+
+async def test_a_human_check_is_told_and_rests_the_account(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            for _ in range(2):
+                answer = await ask(http, say("x", "punish"))
+                assert answer.status_code == 503
+                assert answer.json()["error"]["code"] == "human_check_required"
+        assert len(asked(standin)) == 1
+
+
+async def test_what_is_too_long_is_refused_before_any_call(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            answer = await ask(http, "ж" * 50_000)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert standin.received("/api/v2/chats/new") == []
+
+
+async def test_a_silent_answer_becomes_a_stream_of_comments(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin, heartbeat_s=0.5, first_byte_timeout_s=18) as proxy:
+        async with client(proxy) as http:
+            began_s = time.monotonic()
+            prompt = say("x", "hang_after_head")
+            async with http.stream("POST", "/chat/completions", json=body(prompt, stream=True)) as answer:
+                waited_s = time.monotonic() - began_s
+                lines = [line async for line in answer.aiter_lines() if line]
+    assert answer.status_code == 200
+    assert 14 < waited_s < 17
+    assert lines[0] == ": keep-alive"
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "upstream_timeout"
+    assert not any('"role"' in line for line in lines)
+
+
+async def test_more_than_the_page_can_hold_at_once_waits_its_turn(tmp_path: Path, standin: Standin) -> None:
+    with running_proxy(tmp_path, standin, BOTH, slots_per_account=2, max_in_flight=12) as proxy:
+        async with client(proxy) as http:
+            answers: list[int] = []
+
+            async def one() -> None:
+                answers.append((await ask(http, say("hello there"))).status_code)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(12):
+                    tasks.start_soon(one)
+    assert answers == [200] * 12
+
+
+@pytest.mark.parametrize("standin", ["B"], indirect=True)
+async def test_a_bare_token_is_enough_where_the_service_takes_it(
+    tmp_path: Path, standin: Standin, session: Path
+) -> None:
+    token, _ = standin.sign_in(ONE)
+    with running_proxy(tmp_path, standin) as proxy:  # writes the folder; a second proxy uses the token alone
+        assert proxy.port
+    (session / "accounts" / "acc_1" / "state.json").unlink()
+    (session / "tokens.json").write_text(json.dumps([{"id": "acc_1", "token": token, "resetAt": None}]))
+    environment = {
+        "QWENPROXY_UPSTREAM": standin.site,
+        "QWENPROXY_AUTH_UPSTREAM": standin.auth,
+        "QWENPROXY_SESSION_DIR": str(session),
+        "QWENPROXY_PORT": str(proxy.port),
+    }
+    with serving(environment, tmp_path):
+        async with httpx.AsyncClient(base_url=f"{proxy.base}/v1", timeout=60) as http:
+            with anyio.fail_after(60):
+                while True:
+                    try:
+                        assert await heard(http, say("by token")) == "by token"
+                        break
+                    except httpx.ConnectError:
+                        await anyio.sleep(0.1)
+    assert token not in (tmp_path / "log").read_text()
+
+
+def serving(environment: dict[str, str], folder: Path) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def run() -> Iterator[None]:
+        with (folder / "log").open("w") as log:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "qwenproxy", "serve"],
+                stderr=log,
+                stdout=log,
+                cwd=folder,
+                env=clean_environment(environment),
+            )
+            try:
+                yield
+            finally:
+                started.terminate()
+                started.wait(30)
+
+    return run()
