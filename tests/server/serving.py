@@ -35,9 +35,12 @@ def hello(request: ChatRequest) -> Sequence[Step]:
 class ScriptedGateway:
     script: Callable[[ChatRequest], Sequence[Step]] = hello
     cleanup_s: float = 0.0
+    shields: bool = True
+    """Whether the cleanup shields itself from cancellation."""
     not_ready: str | None = None
     listed: tuple[Model, ...] = (Model("qwen3.7-plus", "Qwen3.7 Plus", 1_000_000), Model("qwen3-max", "Max"))
     asked: list[ChatRequest] = field(default_factory=list)
+    given: int = 0
     opened: int = 0
     closed: int = 0
     """Whose cleanup, which awaits, has run to its end."""
@@ -56,10 +59,11 @@ class ScriptedGateway:
                 elif isinstance(step, float):
                     await anyio.sleep(step)
                 else:
+                    self.given += 1
                     yield step
             self.completed += 1
         finally:
-            with anyio.move_on_after(5, shield=True):
+            with anyio.move_on_after(5, shield=self.shields):
                 await anyio.sleep(self.cleanup_s)
                 self.closed += 1
 

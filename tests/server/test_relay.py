@@ -187,6 +187,24 @@ async def test_leaving_while_comments_are_sent_closes_the_gateway() -> None:
         await gateway.all_closed(1, within_s=AT_ONCE_S)
 
 
+async def test_a_generator_held_back_by_a_slow_client_is_closed_in_peace() -> None:
+    gateway = ScriptedGateway(lambda request: [START, *[Text("x" * 60_000)] * 2000, END], 0.05, shields=False)
+    async with running(gateway) as proxy:
+        async with await proxy.connect() as connection:
+            await connection.send(proxy.post(STREAM))
+            with anyio.fail_after(5):
+                while gateway.asked == [] or not await stands_still(gateway):
+                    await anyio.sleep(0.005)
+        await gateway.all_closed(1, within_s=AT_ONCE_S)
+
+
+async def stands_still(gateway: ScriptedGateway) -> bool:
+    """Whether no delta is taken any more: the client does not read, and what may wait is full."""
+    before = gateway.given
+    await anyio.sleep(0.1)
+    return gateway.given == before
+
+
 async def test_half_closing_counts_as_leaving() -> None:
     gateway = ScriptedGateway(lambda request: [START, Text("x"), FOREVER])
     async with running(gateway) as proxy, await proxy.connect() as connection:
