@@ -317,14 +317,14 @@ class Account:
         if failures == 0:
             return
         longest_s = min(BACK_OFF_LIMIT_S, 0.5 * 2.0**failures)
-        self._wanted = anyio.Event()
         with anyio.move_on_after(None if isinstance(self.problem, TokenRejected) else longest_s):
             await self._wanted.wait()
 
     def _settle(self, page: SitePage | None, problem: QwenProxyError | None) -> None:
         self.page, self.problem = page, problem
         self._attempt.set()
-        self._attempt = anyio.Event()
+        # Who asks from now on, also while the lost page is being closed, wants another attempt.
+        self._attempt, self._wanted = anyio.Event(), anyio.Event()
 
     async def _open(self) -> SitePage:
         """Raises: TokenRejected, Unreachable, BrowserMissing, BrowserLost."""
