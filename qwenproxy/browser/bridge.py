@@ -14,9 +14,9 @@ import secrets
 import time
 from binascii import a2b_base64
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,23 @@ def _ending(kind: str, payload: bytes) -> QwenProxyError:
     return Severed("the connection to Qwen Chat broke off")
 
 
+class _Together:
+    """Items that come while one call into the page is under way share the next: a call costs some 3 ms."""
+
+    def __init__(self, send: Callable[[list[Any]], Awaitable[None]]) -> None:
+        self._send = send
+        self._waiting: list[Any] = []
+        self._sending = anyio.Lock()
+
+    async def add(self, item: Any) -> None:
+        """Returns when the item has been sent, by whomever."""
+        self._waiting.append(item)
+        async with self._sending:
+            items, self._waiting = self._waiting, []
+            if items:
+                await self._send(items)
+
+
 class Bridge:
     """The calls of one document in one page."""
 
@@ -145,8 +162,8 @@ class Bridge:
         self._numbers = 0
         self._batches = 0
         self._answers: dict[int, PageAnswer] = {}
-        self._unwanted: list[int] = []
-        self._aborting = anyio.Lock()
+        self._starts = _Together(partial(self._tell, "start"))
+        self._aborts = _Together(partial(self._tell, "abort"))
         self._lost: str | None = None
         self._heard_at_s = time.monotonic()
 
@@ -193,7 +210,9 @@ class Bridge:
                 "host": call.host,
                 "stream": call.stream,
             }
-            await self._call("start", number, wanted)
+            # Shielded: a call that was queued must be in the page before it can be aborted there.
+            with anyio.CancelScope(shield=True):
+                await self._starts.add([number, wanted])
             await answer.head()
             yield answer
         finally:
@@ -218,19 +237,16 @@ class Bridge:
             answer.fail(BrowserLost(why))
 
     async def _abort(self, number: int) -> None:
-        """Many that leave together share one call into the page."""
-        self._unwanted.append(number)
         with anyio.move_on_after(ABORT_S, shield=True):
-            async with self._aborting:
-                numbers, self._unwanted = self._unwanted, []
-                if numbers and self._lost is None:
-                    await self._try_to_abort(numbers)
+            await self._aborts.add(number)
 
-    async def _try_to_abort(self, numbers: list[int]) -> None:
-        try:
-            await self._call("abort", numbers)
-        except BrowserLost as exc:
-            self.lose(str(exc))
+    async def _tell(self, method: str, items: list[Any]) -> None:
+        """A page that does not take it is hung, and every call of it lost."""
+        if self._lost is None:
+            try:
+                await self._call(method, items)
+            except BrowserLost as exc:
+                self.lose(str(exc))
 
     async def _call(self, method: str, *arguments: Any, deadline_s: float = CALL_S) -> Any:
         found = await self._send(

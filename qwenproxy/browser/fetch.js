@@ -167,13 +167,15 @@
   }
 
   return {
-    start(number, wanted) {
-      const call = {
-        number, controller: new AbortController(), pending: true, head: null, chunks: [], length: 0, ending: null,
-      };
-      calls.set(number, call);
+    start(wantedCalls) {
+      for (const [number, wanted] of wantedCalls) {
+        const call = {
+          number, controller: new AbortController(), pending: true, head: null, chunks: [], length: 0, ending: null,
+        };
+        calls.set(number, call);
+        run(call, wanted);
+      }
       if (!dialogTimer) dialogTimer = setInterval(lookForDialog, DIALOG_CHECK_MS);
-      run(call, wanted);
     },
     abort(numbers) {
       for (const number of numbers) {

@@ -52,7 +52,9 @@ class Transport(Protocol):
         """Entered when the head has come; leaving it early aborts the call in the page.
 
         Raises:
+            TokenRejected: the account's page shows the site's sign-in.
             Unreachable: the page could not reach the service.
+            BrowserMissing: there is no Chromium on this computer.
             NeedsHuman: the site shows a verification dialog over the hanging call (protocol §6.3).
             BrowserLost: page, browser or driver died, or did not answer in time.
         """

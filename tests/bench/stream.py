@@ -167,6 +167,9 @@ async def read(road: Direct | Through, text: str) -> Stream:
 async def measure(
     name: str, road: Direct | Through, watched: dict[str, int], streams: int, args: argparse.Namespace
 ) -> Row:
+    # Untimed, on both roads: the first burst of a size warms connections and compiled code.
+    await asyncio.gather(*(read(road, prompt(20, args.rate)) for _ in range(streams)))
+    await asyncio.sleep(2)
     before, began_s = cpu(watched), time.monotonic()
     seen = await asyncio.gather(*(read(road, prompt(args.frames, args.rate)) for _ in range(streams)))
     took_s = time.monotonic() - began_s
@@ -236,7 +239,7 @@ async def compare(args: argparse.Namespace, standin: Standin, proxy: Proxy, read
     for streams in args.streams:
         for name, road in (("direct", direct), ("proxy", through)):
             rows.append(await measure(name, road, watched, streams, args))
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
     await direct.close()
     report(rows)
 
