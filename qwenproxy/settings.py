@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     keep_chats: bool = Field(False, description="1 keeps the chats of completions in the web account.")
     allowed_hosts: Names = Field((), description="Further host names clients may use, comma-separated.")
     allowed_origins: Names = Field((), description="Web origins that may call, comma-separated, exact.")
-    stay_up: bool = Field(False, description="1 keeps serving when no account is usable.")
+    stay_up: bool = Field(False, description="1 serves even while no account is usable.")
     skip_account_menu: bool = Field(
         False, validation_alias=_plain("SKIP_ACCOUNT_MENU"), description="1 starts serving at once."
     )

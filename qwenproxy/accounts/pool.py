@@ -74,8 +74,6 @@ class Pool:
         self._queue_timeout_s = queue_timeout_s
         self._turn = 0
         self._queue: deque[_Waiter] = deque()
-        self.exhausted = anyio.Event()
-        """Set when the last account has become INVALID."""
 
     def __repr__(self) -> str:
         now = self._clock.now()
@@ -202,8 +200,6 @@ class Pool:
         match exc:
             case TokenRejected():
                 seat.account = replace(account, invalid=True)
-                if all(s.account.invalid for s in self._seats):
-                    self.exhausted.set()
             case LimitReached():
                 seat.account = replace(account, wait_until=self._until(exc.wait_s), why="limit")
             case NeedsHuman():
