@@ -200,7 +200,7 @@ class _Driver:
             raise BrowserLost(f"Playwright's driver did not start{driver_hint()}") from None
         finally:
             self.processes = list(_drivers() - before)
-        self._hush()
+            self._hush()
 
     def _hush(self) -> None:
         """Playwright never reads the error of a driver that died; asyncio would log it as never retrieved."""
