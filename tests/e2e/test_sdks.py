@@ -176,10 +176,8 @@ def test_what_the_demo_prints_works_as_printed(demo: tuple[str, str], tmp_path: 
     assert f"{base}/v1" in said
     curl = re.search(r"  (curl .*?}')", said, re.DOTALL)
     assert curl is not None
-    streamed = subprocess.run(curl[1], shell=True, capture_output=True, text=True, timeout=60, check=True)
-    frames = [
-        line.removeprefix("data: ") for line in streamed.stdout.splitlines() if line.startswith("data: ")
-    ]
+    streamed = as_curl(curl[1])
+    frames = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: ")]
     assert frames[-1] == "[DONE]"
     assert json.loads(frames[0])["choices"][0]["delta"]["role"] == "assistant"
     snippet = re.search(r"  (from openai.*?content\))", said, re.DOTALL)
