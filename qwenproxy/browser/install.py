@@ -144,13 +144,20 @@ async def find(
 
 
 def ways_to_get_one(platform: str) -> Iterator[Sequence[str]]:
-    yield (sys.executable, "-m", "playwright", "install", "chromium")
+    """The download lacks the libraries that a bare Debian lacks: where we may, they are got with it."""
+    libraries = ("--with-deps",) if _apt(platform) else ()
+    yield (sys.executable, "-m", "playwright", "install", *libraries, "chromium")
     yield from _by_apt(platform, "chromium")
 
 
+def _apt(platform: str) -> str | None:
+    """Debian's package manager, where we may use it."""
+    return shutil.which("apt-get") if platform == "linux" and os.geteuid() == 0 else None
+
+
 def _by_apt(platform: str, package: str) -> Iterator[Sequence[str]]:
-    apt = shutil.which("apt-get")
-    if platform == "linux" and apt and os.geteuid() == 0:
+    apt = _apt(platform)
+    if apt:
         yield (apt, "-q", "update")
         install = ("-qy", "--no-install-recommends", "install", package)
         yield ("/usr/bin/env", "DEBIAN_FRONTEND=noninteractive", apt, *install)

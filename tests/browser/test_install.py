@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -93,4 +95,13 @@ async def test_when_all_fails_one_line_says_how_to_get_one(tmp_path: Path) -> No
 
 
 def test_the_first_way_is_playwrights_download() -> None:
-    assert next(iter(ways_to_get_one("linux")))[1:] == ("-m", "playwright", "install", "chromium")
+    for platform in ("linux", "darwin", "win32"):
+        _, *words = next(iter(ways_to_get_one(platform)))
+        assert [word for word in words if word != "--with-deps"] == [
+            "-m",
+            "playwright",
+            "install",
+            "chromium",
+        ]
+        may = platform == "linux" and shutil.which("apt-get") and os.geteuid() == 0
+        assert ("--with-deps" in words) == bool(may)
