@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 from anyio.to_thread import run_sync
@@ -65,11 +65,15 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
 
 
 async def _warm_up(pool: Pool, transport: BrowserTransport, janitor: Janitor, gateway: Gateway) -> None:
-    """Opens the accounts' pages before anybody waits for them. Failures show at the first request."""
-    for account_id in pool.usable():
-        try:
+    """Opens the accounts' pages before anybody waits for them, then tidies what an earlier run left.
+
+    Failures show at the first request.
+    """
+    usable = pool.usable()
+    for account_id in usable:
+        with suppress(QwenProxyError):
             await transport.warm(account_id)
             await gateway.models()
+    for account_id in usable:
+        if transport.ready(account_id):
             await janitor.clear_left_over(account_id)
-        except QwenProxyError:
-            continue

@@ -271,12 +271,19 @@ def running_proxy(
     folder: Path, standin: Standin, accounts: tuple[str, ...] = ("one@example.com",), **settings: object
 ) -> Iterator[Proxy]:
     """`python -m qwenproxy serve` on a free port, signed in to the stand-in, once it is ready."""
-    session, port = folder / "session", free_port()
-    write_session(session, standin, accounts)
+    write_session(folder / "session", standin, accounts)
+    with running_proxy_of(folder, standin, **settings) as proxy:
+        yield proxy
+
+
+@contextmanager
+def running_proxy_of(folder: Path, standin: Standin, **settings: object) -> Iterator[Proxy]:
+    """The same with the session folder that is already there."""
+    port = free_port()
     env = {
         "QWENPROXY_UPSTREAM": standin.site,
         "QWENPROXY_AUTH_UPSTREAM": standin.auth,
-        "QWENPROXY_SESSION_DIR": str(session),
+        "QWENPROXY_SESSION_DIR": str(folder / "session"),
         "QWENPROXY_PORT": str(port),
         **{f"QWENPROXY_{name.upper()}": str(value) for name, value in settings.items()},
     }

@@ -34,7 +34,7 @@ HUMAN_WAIT_S = 1800.0
 """How long an account rests after a human check was asked for; asking the service sooner only hardens it."""
 
 LONGEST_WAIT = timedelta(hours=48)
-"""No wait on disk binds longer than this, so that a jump of the clock cannot lock an account away."""
+"""No answer of the service rests an account longer than this."""
 
 
 class AllTried(Exception):
@@ -171,9 +171,9 @@ class Pool:
         free = [s for s in self._open(tried) if s.next_start_s <= now_s]
         if not free:
             return None
-        order = [(self._seats.index(s) - self._turn) % len(self._seats) for s in free]
-        seat = free[order.index(min(order))]
-        self._turn = (self._seats.index(seat) + 1) % len(self._seats)
+        count = len(self._seats)
+        seat = min(free, key=lambda s: (self._seats.index(s) - self._turn) % count)
+        self._turn = (self._seats.index(seat) + 1) % count
         return seat
 
     def _refuse(self, tried: frozenset[str]) -> None:

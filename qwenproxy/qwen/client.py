@@ -23,7 +23,6 @@ from qwenproxy.errors import (
     ChatGone,
     ContextTooLong,
     EmptyAnswer,
-    NotFound,
     ProtocolChanged,
     QwenProxyError,
     TokenRejected,
@@ -95,7 +94,7 @@ class QwenClient:
         """
         try:
             user = await self._call(account_id, Fetch("GET", "/api/v2/auths/", host="auth"))
-        except (ChatGone, NotFound, Unreachable, ProtocolChanged):  # an older site has no such host
+        except (ChatGone, Unreachable, ProtocolChanged):  # an older site has no such host
             user = await self._call(account_id, Fetch("GET", "/api/v1/auths/"))
         if not isinstance(user, dict) or "id" not in user:
             raise ProtocolChanged(
@@ -122,8 +121,6 @@ class QwenClient:
             await self._call(account_id, Fetch("DELETE", f"/api/v2/chats/{quote(chat_id, safe='')}"))
         except EmptyAnswer:
             return
-        except NotFound:
-            raise ChatGone("there is no such chat") from None
 
     async def stop(self, account_id: str, chat_id: str, response_id: str) -> None:
         """Ends a running answer on the service (protocol §4.6)."""

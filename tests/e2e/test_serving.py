@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import anyio
 import httpx
 import pytest
 
-from tests.serve import Proxy, Standin, clean_environment, running_proxy
+from tests.serve import Proxy, Standin, running_proxy, running_proxy_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser, pytest.mark.timeout(120)]
 
@@ -210,48 +208,12 @@ async def test_more_than_the_page_can_hold_at_once_waits_its_turn(tmp_path: Path
 
 @pytest.mark.parametrize("standin", ["B"], indirect=True)
 async def test_a_bare_token_is_enough_where_the_service_takes_it(
-    tmp_path: Path, standin: Standin, session: Path
+    tmp_path: Path, standin: Standin, session: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     token, _ = standin.sign_in(ONE)
-    with running_proxy(tmp_path, standin) as proxy:  # writes the folder; a second proxy uses the token alone
-        assert proxy.port
-    (session / "accounts" / "acc_1" / "state.json").unlink()
+    session.mkdir()
     (session / "tokens.json").write_text(json.dumps([{"id": "acc_1", "token": token, "resetAt": None}]))
-    environment = {
-        "QWENPROXY_UPSTREAM": standin.site,
-        "QWENPROXY_AUTH_UPSTREAM": standin.auth,
-        "QWENPROXY_SESSION_DIR": str(session),
-        "QWENPROXY_PORT": str(proxy.port),
-    }
-    with serving(environment, tmp_path):
-        async with httpx.AsyncClient(base_url=f"{proxy.base}/v1", timeout=60) as http:
-            with anyio.fail_after(60):
-                while True:
-                    try:
-                        assert await heard(http, say("by token")) == "by token"
-                        break
-                    except httpx.ConnectError:
-                        await anyio.sleep(0.1)
-    assert token not in (tmp_path / "log").read_text()
-
-
-def serving(environment: dict[str, str], folder: Path) -> Any:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def run() -> Iterator[None]:
-        with (folder / "log").open("w") as log:
-            started = subprocess.Popen(
-                [sys.executable, "-m", "qwenproxy", "serve"],
-                stderr=log,
-                stdout=log,
-                cwd=folder,
-                env=clean_environment(environment),
-            )
-            try:
-                yield
-            finally:
-                started.terminate()
-                started.wait(30)
-
-    return run()
+    with running_proxy_of(tmp_path, standin) as proxy:
+        async with client(proxy) as http:
+            assert await heard(http, say("by token")) == "by token"
+    assert token not in "".join(capfd.readouterr())

@@ -248,6 +248,12 @@ async def test_plain_calls_say_what_the_reference_says() -> None:
     ]
 
 
+async def test_deleting_may_be_answered_with_nothing() -> None:
+    transport = ScriptedTransport(Answer(status=204, headers={}))
+    await client(transport).delete("a", "chat-9")
+    assert transport.open == 0
+
+
 async def test_an_older_site_is_asked_who_am_i_the_older_way() -> None:
     transport = ScriptedTransport(
         Answer(before_head=[Unreachable("no such host")]), said({"id": "u", "email": "me@example.com"})
