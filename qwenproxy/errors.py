@@ -16,10 +16,13 @@ QwenProxyError                      500 internal_error
 ├── AccountsError                                              no account can answer now
 │   ├── NoAccount                   503 no_account
 │   ├── AllWaiting                  429 all_accounts_waiting
-│   └── QueueFull                   429 queue_full
+│   ├── QueueFull                   429 queue_full
+│   ├── AccountGone                 503 no_account             its owner has deleted it
+│   └── SignInFailed                503 no_account             nobody got signed in, and why
 ├── UpstreamError                   502 upstream_error         Qwen Chat, or the road to it, failed
 │   ├── TokenRejected               503 no_account             this account's sign-in is gone     → INVALID
 │   ├── LimitReached                429 all_accounts_waiting   this account met a usage limit     → WAIT
+│   │   └── ParallelLimited         429 all_accounts_waiting   too many answers at once             → WAIT
 │   ├── NeedsHuman                  503 human_check_required   a verification stands in the way   → WAIT
 │   ├── ChatBusy                    409 chat_busy              the chat's last answer is not settled
 │   ├── ChatGone                    404 chat_not_found         the upstream chat or parent is missing
@@ -134,6 +137,16 @@ class QueueFull(AccountsError):
     retry_after_s = 5.0
 
 
+class AccountGone(AccountsError):
+    status = 503
+    code = "no_account"
+
+
+class SignInFailed(AccountsError):
+    status = 503
+    code = "no_account"
+
+
 class UpstreamError(QwenProxyError):
     status = 502
     code = "upstream_error"
@@ -145,15 +158,20 @@ class TokenRejected(UpstreamError):
 
 
 class LimitReached(UpstreamError):
-    """This account, or this model on it, may not be used for `wait_s` seconds (protocol §6.2)."""
+    """This account, or only the asked model on it, may not be used for `wait_s` seconds (protocol §6.2)."""
 
     status = 429
     code = "all_accounts_waiting"
 
-    def __init__(self, message: str, *, wait_s: float) -> None:
+    def __init__(self, message: str, *, wait_s: float, model_only: bool = False) -> None:
         super().__init__(message)
         self.wait_s = wait_s
         self.retry_after_s = wait_s
+        self.model_only = model_only
+
+
+class ParallelLimited(LimitReached):
+    pass
 
 
 class NeedsHuman(UpstreamError):

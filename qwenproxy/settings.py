@@ -92,9 +92,15 @@ class Settings(BaseSettings):
     keep_chats: bool = Field(False, description="1 keeps the chats of completions in the web account.")
     allowed_hosts: Names = Field((), description="Further host names clients may use, comma-separated.")
     allowed_origins: Names = Field((), description="Web origins that may call, comma-separated, exact.")
+    passthrough_tokens: bool = Field(
+        False, description="1 takes `Authorization: Bearer TOKEN1,TOKEN2` for a request's own sign-ins."
+    )
+    sign_in_timeout_s: Seconds = Field(600, description="Longest wait for somebody to sign in.")
     stay_up: bool = Field(False, description="1 serves even while no account is usable.")
     skip_account_menu: bool = Field(
-        False, validation_alias=_plain("SKIP_ACCOUNT_MENU"), description="1 starts serving at once."
+        False,
+        validation_alias=_plain("SKIP_ACCOUNT_MENU"),
+        description="1 serves at once instead of showing the menu.",
     )
     non_interactive: bool = Field(
         False, validation_alias=_plain("NON_INTERACTIVE"), description="1 never asks anything."

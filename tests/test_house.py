@@ -25,7 +25,7 @@ SOURCE = ROOT / "qwenproxy"
 README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
-    "errors chat clock settings",
+    "errors chat clock settings accounts.account",
     "store logs limits qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "ledger accounts.registry qwen.payload qwen.phases dialects.openai_chat server.responses",
     "accounts.pool qwen.client janitor browser.chromium server.body server.connection server.guard",
@@ -47,6 +47,7 @@ MAY_IMPORT = {
 """The folders that know only themselves and the modules outside all folders."""
 
 PURE = {
+    "accounts.account",
     "chat",
     "errors",
     "limits",

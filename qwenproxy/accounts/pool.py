@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 import anyio
 from anyio.to_thread import run_sync
 
-from qwenproxy.accounts.registry import Account, Registry
+from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     AllWaiting,

@@ -8,34 +8,17 @@ alone lives 15 minutes today). Fields we do not know are kept.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwenproxy import store
+from qwenproxy.accounts.account import Account
 from qwenproxy.clock import Clock
 from qwenproxy.errors import SessionDamaged
 
-State = Literal["OK", "WAIT", "INVALID"]
-Why = Literal["", "limit", "human"]
-
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Account ids become folder names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    id: str
-    invalid: bool = False
-    wait_until: datetime | None = None
-    why: Why = ""
-    """What the account waits for: the end of a limit, or a person."""
-
-    def state(self, now: datetime) -> State:
-        if self.invalid:
-            return "INVALID"
-        return "WAIT" if self.wait_until is not None and self.wait_until > now else "OK"
 
 
 class Registry:

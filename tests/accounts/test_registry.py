@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenproxy.accounts.registry import Account, Registry
+from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import SessionDamaged
 
