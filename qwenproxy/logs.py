@@ -1,16 +1,28 @@
-"""Logging to stderr, one line a message, with every secret masked before it leaves the process.
+"""Logging to stderr and to a file, one line a message, with every secret masked before it leaves the process.
 
 The masking sits in the formatter, behind everything: message, arguments, tracebacks and other libraries'
 records all pass through it, so no caller has to remember.
+
+The file is written by a thread of its own, so that a slow or full disk neither slows nor breaks a request
+(reliability D16, D17); what it cannot take is dropped and counted.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import stat
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, Full, Queue
+from threading import Thread
 from types import TracebackType
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 MASK = "…"
 SECRETS = (
@@ -34,6 +46,16 @@ API keys, and fields whose name gives them away, as `name=value` or as JSON."""
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")}
 """Control characters, line ends among them, told as escapes: foreign text cannot forge a log line."""
 
+LINE = "%(asctime)s %(levelname)s %(message)s"
+FILE_BYTES = 5 * 1024 * 1024
+FILES = 5
+"""The newest is `proxy.log`, the oldest `proxy.log.4`."""
+LINES_WAITING = 10_000
+RETRY_EVERY_S = 30.0
+"""Between two tries of a disk that failed."""
+CLOSE_S = 2.0
+"""Longest wait, when the program ends, for a disk that is slow."""
+
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "playwright")
 """Loggers of others that say nothing below a warning; uvicorn's own handlers are taken away."""
 
@@ -55,10 +77,14 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
+class _Console(logging.StreamHandler[TextIO]):
+    """Its own kind, so that `off_console` finds it."""
+
+
 def set_up(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
     """Sends every logger's records, and what no one caught, to `stream` (stderr) with secrets masked."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler = _Console(stream or sys.stderr)
+    handler.setFormatter(RedactingFormatter(LINE, "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # A record that cannot be formatted is dropped: the standard library would print it unmasked.
     logging.raiseExceptions = False
@@ -69,6 +95,208 @@ def set_up(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         logger.propagate = True
         logger.setLevel(logging.WARNING)
     sys.excepthook = _log_uncaught
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Inside, every line goes to `proxy.log` in `folder` too, with its date."""
+    root = logging.getLogger()
+    handler = _FileLog(folder / "proxy.log")
+    handler.setFormatter(RedactingFormatter(LINE, "%Y-%m-%d %H:%M:%S"))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def off_console() -> Iterator[None]:
+    """Inside, nothing is logged to the console: a menu or a live view is drawn there.
+
+    What this module itself has to say, of a failing disk or an error nobody expected, is said afterwards.
+    """
+    root = logging.getLogger()
+    consoles = [handler for handler in root.handlers if isinstance(handler, _Console)]
+    # Also because without any handler the standard library would print warnings, unmasked.
+    afterwards = _Afterwards()
+    root.addHandler(afterwards)
+    for console in consoles:
+        root.removeHandler(console)
+    try:
+        yield
+    finally:
+        root.removeHandler(afterwards)
+        for console in consoles:
+            root.addHandler(console)
+            for record in afterwards.records:
+                console.handle(record)
+
+
+class _Afterwards(logging.Handler):
+    """Keeps the few records that a person has to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self.addFilter(logging.Filter(__name__))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class _FileLog(logging.Handler):
+    """Hands its lines to a thread that writes them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._lines: Queue[str | None] = Queue(LINES_WAITING)
+        self._writer = _Writer(path, self._lines)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except Full:
+            self._writer.lost += 1
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted is dropped, as on the console
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Waits until all is written, but not for a disk that hangs."""
+        super().close()
+        with suppress(Full):
+            self._lines.put_nowait(None)
+        self._writer.stopping = True
+        self._writer.join(CLOSE_S)
+
+
+class _Writer(Thread):
+    def __init__(self, path: Path, lines: Queue[str | None]) -> None:
+        super().__init__(name="log file", daemon=True)
+        self.lost = 0
+        """Lines that nobody will read."""
+        self.stopping = False
+        self._lines = lines
+        self._file = _RotatedFile(path)
+        self._told = False
+        self._next_try_s = 0.0
+
+    def run(self) -> None:
+        while (line := self._next()) is not None:
+            self._write(line)
+        self._file.close()
+
+    def _next(self) -> str | None:
+        """None at the end. The mark of it does not fit into a full queue, so `stopping` counts too."""
+        while True:
+            try:
+                return self._lines.get(timeout=1.0)
+            except Empty:
+                if self.stopping:
+                    return None
+
+    def _write(self, line: str) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_try_s:
+            self.lost += 1
+            return
+        note = f"({self.lost} lines before this one could not be written)\n" if self.lost else ""
+        try:
+            self._file.write(f"{note}{line}\n".encode("utf-8", "backslashreplace"))
+        except OSError as exc:
+            self.lost += 1
+            self._next_try_s = now_s + RETRY_EVERY_S
+            self._tell(exc)
+        else:
+            self.lost = 0
+
+    def _tell(self, error: OSError) -> None:
+        """Once: a disk that comes and goes must not fill the console."""
+        if not self._told:
+            self._told = True
+            logging.getLogger(__name__).warning(
+                "the log file cannot be written: %s; lines are lost until it can", error.strerror or error
+            )
+
+
+class _RotatedFile:
+    """A private file of a bounded size, and the ones before it.
+
+    Another process may write to the same file and rotate it: it is looked up again for every line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: BinaryIO | None = None
+
+    def write(self, line: bytes) -> None:
+        """Raises: OSError."""
+        try:
+            stream = self._current()
+            if stream.tell() and stream.tell() + len(line) > FILE_BYTES:
+                stream = self._fresh(stream)
+            if stream.write(line) != len(line):  # the disk was filled by a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.close()
+            self._stream = None
+
+    def _current(self) -> BinaryIO:
+        if self._stream is not None and not self._is_still(self._stream):
+            self.close()
+        if self._stream is None:
+            self._stream = self._open()
+        self._stream.seek(0, os.SEEK_END)
+        return self._stream
+
+    def _is_still(self, stream: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(stream.fileno()), self._path.lstat())
+        except OSError:
+            return False
+
+    def _open(self) -> BinaryIO:
+        folder = self._path.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # No link is followed, and no pipe waited for: the folder may come from elsewhere.
+        odd = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | odd, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file")
+            with suppress(OSError):  # somebody else's folder: what we may not mend stays
+                folder.chmod(0o700)
+                self._path.chmod(0o600)
+        except OSError:
+            os.close(handle)
+            raise
+        return os.fdopen(handle, "ab", buffering=0)
+
+    def _fresh(self, stream: BinaryIO) -> BinaryIO:
+        """A new file, after this one and the older ones moved on by one place."""
+        size = stream.tell()
+        self.close()
+        try:
+            for number in range(FILES - 1, 0, -1):
+                older = self._path if number == 1 else self._numbered(number - 1)
+                with suppress(FileNotFoundError):
+                    older.replace(self._numbered(number))
+        except OSError:
+            # On Windows a file that another process holds open cannot be moved: go on in it, for a while.
+            if size > 2 * FILE_BYTES:
+                raise
+        return self._current()
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
