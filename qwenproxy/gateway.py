@@ -8,6 +8,7 @@ Retries, at most three, happen only while nothing has been given out, and repeat
 | chat or parent missing, the service unreachable | one fresh chat |
 | empty answer, internal error, 5xx, broken off, browser lost | one fresh chat, then one other account |
 | limit, human check, sign-in gone | another account; this one is out of turn |
+| the account was deleted meanwhile | another account |
 | anything the caller did, a time-out, an unknown protocol | none |
 """
 
@@ -22,15 +23,18 @@ from typing import Protocol
 import anyio
 
 from qwenproxy.accounts.pool import AllTried, Pool
+from qwenproxy.activity import Activity, InFlight
 from qwenproxy.chat import ChatRequest, Delta
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
+    AccountGone,
     BrowserLost,
     ChatBusy,
     ChatGone,
     EmptyAnswer,
     LimitReached,
     NeedsHuman,
+    NoAccount,
     QwenProxyError,
     Severed,
     TokenRejected,
@@ -52,6 +56,11 @@ MODELS_LIVE_S = 3600.0
 MODELS_BUILT_IN_S = 60.0
 """How long the built-in list stands in before the service is asked again."""
 
+ANOTHER_S = 1.0
+"""After a refusal of one account while others may still answer."""
+
+HEADLESS_HINT = "a visible window is asked less often: QWENPROXY_HEADLESS=0 gives one"
+
 
 class Upstream(Protocol):
     async def models(self, account_id: str) -> tuple[Model, ...]: ...
@@ -72,10 +81,12 @@ class Gateway:
         settings: Settings,
         clock: Clock,
         *,
+        activity: Activity,
         not_ready: Callable[[tuple[str, ...]], str | None],
         jitter: Callable[[], float],
     ) -> None:
         self._pool = pool
+        self._activity = activity
         self._upstream = upstream
         self._janitor = janitor
         self._settings = settings
@@ -85,6 +96,14 @@ class Gateway:
         self._models: tuple[Model, ...] = ()
         self._models_until_s = 0.0
         self._models_lock = anyio.Lock()
+
+    @property
+    def pool(self) -> Pool:
+        return self._pool
+
+    @property
+    def activity(self) -> Activity:
+        return self._activity
 
     async def models(self) -> tuple[Model, ...]:
         """The live list, an hour old at most; the built-in one while the service cannot be asked."""
@@ -98,36 +117,54 @@ class Gateway:
         """None when a request can be answered now, else why not."""
         return self._not_ready(self._pool.usable())
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
-        """The deltas that answer `request`. Closing it ends the answer on the service too."""
-        settings = self._settings
-        live = await self.models()
-        model = resolve(request.model, live, default=settings.default_model, unknown=settings.unknown_model)
-        turn = Turn(
-            model, fold(request.messages, secrets.token_hex(6)), request.thinking, request.thinking_budget
-        )
-        self._upstream.check_size(turn)
-        cutter = Cutter(request.stop, request.max_tokens)
-        meter = Meter(turn.prompt)
-        async with aclosing(self._on_accounts(turn)) as deltas:
-            async for delta in deltas:
-                for piece in cutter.push(delta):
-                    yield meter.read(piece)
-                if cutter.done:
-                    return
+    def ended(self) -> NoAccount | None:
+        """Why no request can be answered again until somebody signs in; None while there is hope."""
+        return self._pool.ended()
 
-    async def _on_accounts(self, turn: Turn) -> AsyncGenerator[Delta]:
+    async def stream(
+        self, request: ChatRequest, *, only: frozenset[str] | None = None
+    ) -> AsyncGenerator[Delta]:
+        """The deltas that answer `request`. Closing it ends the answer on the service too.
+
+        `only` are the guests that may answer it, instead of the accounts.
+        """
+        settings = self._settings
+        with self._activity.begin(request.model) as inside:
+            live = await self.models()
+            model = resolve(
+                request.model, live, default=settings.default_model, unknown=settings.unknown_model
+            )
+            inside.model = model.id
+            turn = Turn(
+                model, fold(request.messages, secrets.token_hex(6)), request.thinking, request.thinking_budget
+            )
+            self._upstream.check_size(turn)
+            cutter = Cutter(request.stop, request.max_tokens)
+            meter = Meter(turn.prompt)
+            async with aclosing(self._on_accounts(turn, inside, only)) as deltas:
+                async for delta in deltas:
+                    for piece in cutter.push(delta):
+                        yield meter.read(piece)
+                    if cutter.done:
+                        break
+            if only is None:
+                self._activity.serve(inside.account_id)
+
+    async def _on_accounts(
+        self, turn: Turn, inside: InFlight, only: frozenset[str] | None
+    ) -> AsyncGenerator[Delta]:
         attempts = _Attempts(self._jitter)
         tried: frozenset[str] = frozenset()
         last: QwenProxyError | None = None
         while True:
-            given = False
-            account_id = ""
             try:
-                async with self._pool.lease(tried) as account_id:
+                async with self._pool.lease(
+                    tried, model=turn.model.id, request=inside, only=only
+                ) as account_id:
+                    inside.account_id = account_id
                     async with aclosing(self._on_account(account_id, turn, attempts)) as deltas:
                         async for delta in deltas:
-                            given = True
+                            self._note(inside)
                             yield delta
                     return
             except AllTried:
@@ -135,12 +172,44 @@ class Gateway:
                     raise
                 raise last from None
             except QwenProxyError as exc:
-                if given or not account_id or not attempts.elsewhere(exc):
-                    raise
-                last = exc
-            tried |= {account_id}
-            if self._pool.has_other_than(tried):
+                last = self._told(exc, inside.account_id)
+                again = not inside.pieces and inside.account_id and attempts.elsewhere(last)
+                others = self._pool.has_other_than(tried | {inside.account_id}, turn.model.id, only)
+                if not again:
+                    if others and isinstance(last, LimitReached | NeedsHuman | TokenRejected):
+                        last.retry_after_s = ANOTHER_S
+                    raise last from None
+            tried |= {inside.account_id}
+            inside.account_id = ""
+            if others:
                 await attempts.pause()
+
+    def _note(self, inside: InFlight) -> None:
+        inside.pieces += 1
+        if inside.started_s is None:
+            inside.started_s = self._clock.monotonic_s()
+
+    def _told(self, exc: QwenProxyError, account_id: str) -> QwenProxyError:
+        """A failure as a person can use it, kept for the owner to see."""
+        if account_id and isinstance(exc, BrowserLost) and not self._pool.knows(account_id):
+            exc = AccountGone("the account that answered was deleted")
+        if isinstance(exc, NeedsHuman):
+            exc = self._needs_human(exc, account_id)
+        self._activity.fail(exc, account_id)
+        return exc
+
+    def _needs_human(self, exc: NeedsHuman, account_id: str) -> NeedsHuman:
+        message = str(exc)
+        if account_id:
+            message = (
+                f"{message}: open the window of account {account_id} from the menu or with "
+                f"`accounts pass-check {account_id}`"
+            )
+        if not self._settings.headless:
+            return NeedsHuman(message)
+        if account_id:
+            log.warning("account %s was asked for a human check; %s", account_id, HEADLESS_HINT)
+        return NeedsHuman(f"{message}; {HEADLESS_HINT}")
 
     async def _on_account(self, account_id: str, turn: Turn, attempts: _Attempts) -> AsyncGenerator[Delta]:
         chat: UpstreamChat | None = None
@@ -158,7 +227,7 @@ class Gateway:
                             yield delta
                     return
                 except QwenProxyError as exc:
-                    if given or not attempts.here(exc):
+                    if given or not self._pool.knows(account_id) or not attempts.here(exc):
                         raise
                     if chat is not None and not isinstance(exc, ChatBusy):
                         self._janitor.done(chat)
@@ -201,7 +270,7 @@ class _Attempts:
         """Whether to try again on another account."""
         if not self._pauses_s:
             return False
-        if isinstance(exc, LimitReached | NeedsHuman | TokenRejected):
+        if isinstance(exc, LimitReached | NeedsHuman | TokenRejected | AccountGone):
             return True
         if self._other_account and _passing(exc):
             self._other_account = False

@@ -13,6 +13,7 @@ import pytest
 from qwenproxy import gateway as gateway_module
 from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
+from qwenproxy.activity import Activity
 from qwenproxy.chat import ChatRequest, Delta, Finished, Message, Started, Text, fold
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
@@ -144,6 +145,7 @@ async def gateway(
             janitor,
             Settings(**settings),  # type: ignore[arg-type]
             clock,
+            activity=Activity(clock),
             not_ready=lambda usable: None if usable else "none",
             jitter=pauses.take,
         )

@@ -1,29 +1,48 @@
 """Who answers next: accounts in turn, a slot each answer, a fair queue, and what an answer's end teaches.
 
-The only mutable state is `_seats`, `_turn` and `_queue`; `_serve_queue` alone hands out slots, and a lease's
-exit alone changes an account's state.
+The state is the seats, the guests, the queue and the lessons the disk has not taken yet. `_serve_queue` alone
+hands out slots and turns waiters away; `_learn` and `take_up` alone change what is known of an account.
+
+What an end teaches (protocol §6.2, §6.3, §13), in memory first and then on disk:
+
+| end | lesson |
+|---|---|
+| limit | the account waits as long as the service named |
+| limit of one model, where the service tells it apart | only this model waits on the account |
+| too many answers at once | a short wait, then an hour of care: one slot, 4 s between starts |
+| human check | it waits for a person; the hour of care follows when that is done |
+| sign-in gone, and the page could not renew it | invalid |
+| anything else: network, browser, 5xx, the caller | nothing |
+
+A lesson never shortens a wait, and one about a sign-in that was replaced meanwhile is dropped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from bisect import insort
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import count
+from typing import TypeAlias
 
 import anyio
 from anyio.to_thread import run_sync
 
 from qwenproxy.accounts.account import Account
 from qwenproxy.accounts.registry import Registry
+from qwenproxy.activity import InFlight
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     AllWaiting,
     LimitReached,
     NeedsHuman,
     NoAccount,
+    ParallelLimited,
     QueueFull,
     StoreError,
     TokenRejected,
@@ -31,29 +50,91 @@ from qwenproxy.errors import (
 
 log = logging.getLogger(__name__)
 
-HUMAN_WAIT_S = 1800.0
-"""How long an account rests after a human check was asked for; asking the service sooner only hardens it."""
-
 LONGEST_WAIT = timedelta(hours=48)
-"""No answer of the service rests an account longer than this."""
+"""No answer of the service rests an account longer than this; 3 to 10 hours were seen (protocol §13)."""
+
+CARE_S = 3600.0
+CARE_PACE_S = 4.0
+"""After a sign that the service watches an account: for an hour one answer at a time, starts this far apart
+(protocol §13: careful clients run one and keep 3 to 4 s)."""
+
+LESSONS_KEPT_S = 60.0
+"""A lesson on disk is remembered for so long, for readings of the disk that began before it was written."""
+
+SOONEST_ALARM_S = 0.001
+
+Edit: TypeAlias = Callable[[Account], Account]
+Ended: TypeAlias = LimitReached | NeedsHuman | TokenRejected
 
 
 class AllTried(Exception):
     """Every account that could answer has been tried for this request."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a newer reading of the registry brought."""
+
+    gone: tuple[str, ...]
+    signed_in: tuple[str, ...]
+    """Signed in again."""
+    woken: tuple[str, ...]
+    """May answer now, and could not before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeatView:
+    account: Account
+    busy: int
+    slots: int
+    """How many answers at once it may give now."""
+    careful_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    seats: tuple[SeatView, ...]
+    queue: int
+
+
+@dataclass(slots=True, eq=False)
 class _Seat:
     account: Account
     busy: int = 0
+    turn: int = 0
+    """The number of its last start: the lowest is next."""
     next_start_s: float = 0.0
+    careful_until_s: float = 0.0
+    era: int = 0
+    """Changes with its sign-in and when a person has passed its check."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     tried: frozenset[str]
+    model: str
+    only: frozenset[str] | None
+    arrived_s: float
+    request: InFlight | None
     seat: _Seat | None = None
-    changed: anyio.Event = field(default_factory=anyio.Event)
+    refusal: Exception | None = None
+    over: anyio.Event = field(default_factory=anyio.Event)
+
+    def stand(self, place: int) -> None:
+        if self.request is not None:
+            self.request.place = place
+
+
+@dataclass(slots=True, eq=False)
+class _Lesson:
+    account_id: str
+    signed_in_at: datetime | None
+    edit: Edit
+    saved_s: float | None = None
+
+    def __call__(self, account: Account) -> Account:
+        """Said of one sign-in, it is no news of the next."""
+        return self.edit(account) if account.signed_in_at == self.signed_in_at else account
 
 
 class Pool:
@@ -67,62 +148,112 @@ class Pool:
         pace_s: float,
         queue_timeout_s: float,
     ) -> None:
-        self._seats = [_Seat(account) for account in accounts]
+        self._seats = {account.id: _Seat(account) for account in accounts}
+        self._guests: dict[str, _Seat] = {}
+        self._leaving: dict[str, _Seat] = {}
+        """Seats of removed accounts whose answers still run: one that comes back finds its slots taken."""
         self._registry = registry
         self._clock = clock
         self._slots = slots
         self._pace_s = pace_s
         self._queue_timeout_s = queue_timeout_s
-        self._turn = 0
-        self._queue: deque[_Waiter] = deque()
+        self._turns = count(1)
+        self._queue: list[_Waiter] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._lessons: list[_Lesson] = []
+        self._saving = anyio.Lock()
+        self._disk_fails = False
 
     def __repr__(self) -> str:
         now = self._clock.now()
         seats = ", ".join(
-            f"{s.account.id} {s.account.state(now)} {s.busy}/{self._slots}" for s in self._seats
+            f"{s.account.id} {s.account.state(now)} {s.busy}/{self._slots_of(s)}"
+            for s in self._seats.values()
         )
         return f"<Pool [{seats}] queue={len(self._queue)}>"
 
-    def usable(self) -> tuple[str, ...]:
-        """Ids of the accounts that are OK now."""
-        now = self._clock.now()
-        return tuple(s.account.id for s in self._seats if s.account.state(now) == "OK")
+    # ---- what is known ----
 
-    def has_other_than(self, tried: frozenset[str]) -> bool:
-        """Whether an account is OK now that is not in `tried`."""
-        return not tried.issuperset(self.usable())
+    def usable(self, model: str = "") -> tuple[str, ...]:
+        """Ids of the accounts that may answer now, with this model where one is named."""
+        now = self._clock.now()
+        return tuple(s.account.id for s in self._seats.values() if s.account.ready(now, model))
+
+    def has_other_than(
+        self, tried: frozenset[str], model: str = "", only: frozenset[str] | None = None
+    ) -> bool:
+        """Whether an account may answer now that is not in `tried`."""
+        now = self._clock.now()
+        return any(s.account.id not in tried and s.account.ready(now, model) for s in self._candidates(only))
+
+    def knows(self, account_id: str) -> bool:
+        """Whether it is an account, or a guest, that still is there."""
+        return account_id in self._seats or account_id in self._guests
+
+    def ended(self) -> NoAccount | None:
+        """Why no account will ever answer as things are; None while one may: a wait or a pause ends."""
+        accounts = [seat.account for seat in self._seats.values()]
+        return _no_account(accounts) if all(account.invalid for account in accounts) else None
+
+    def view(self) -> PoolView:
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
+        seats = tuple(
+            SeatView(
+                seat.account,
+                seat.busy,
+                self._slots_of(seat),
+                now + timedelta(seconds=seat.careful_until_s - now_s)
+                if seat.careful_until_s > now_s
+                else None,
+            )
+            for seat in self._seats.values()
+        )
+        return PoolView(seats, len(self._queue))
+
+    # ---- a slot ----
 
     @asynccontextmanager
-    async def lease(self, tried: frozenset[str] = frozenset()) -> AsyncGenerator[str]:
+    async def lease(
+        self,
+        tried: frozenset[str] = frozenset(),
+        *,
+        model: str = "",
+        request: InFlight | None = None,
+        only: frozenset[str] | None = None,
+    ) -> AsyncGenerator[str]:
         """A slot of the next account in turn, waited for in order of arrival; gives the account's id.
 
+        `request` is shown its place in the queue, and its age is its right of way; `only` are the guests
+        that may answer it.
+
         Raises:
-            AllTried: accounts are usable, but each of them is in `tried`.
-            NoAccount, AllWaiting, NeedsHuman: none is usable.
+            AllTried: accounts could answer, but each of them is in `tried`.
+            NoAccount, AllWaiting, NeedsHuman: none can answer.
             QueueFull: no slot came free in time.
         """
-        seat = await self._seat(tried)
+        arrived_s = request.began_s if request is not None else self._clock.monotonic_s()
+        seat = await self._seat(_Waiter(tried, model, only, arrived_s, request))
+        era, taught = seat.era, False
         try:
             yield seat.account.id
         except (LimitReached, NeedsHuman, TokenRejected) as exc:
-            with anyio.CancelScope(shield=True):
-                await self._learn(seat, exc)
+            if seat.era == era:
+                taught = self._learn(seat, exc, model)
             raise
         finally:
             self._give_back(seat)
+            if taught:
+                with anyio.CancelScope(shield=True):
+                    await self.save()
 
-    async def _seat(self, tried: frozenset[str]) -> _Seat:
-        self._refuse(tried)
-        waiter = _Waiter(tried)
-        self._queue.append(waiter)
+    async def _seat(self, waiter: _Waiter) -> _Seat:
+        insort(self._queue, waiter, key=lambda each: each.arrived_s)
         self._serve_queue()
         try:
             with anyio.move_on_after(self._queue_timeout_s):
-                while waiter.seat is None:
-                    await self._change(waiter)
-                    self._serve_queue()
-                    if waiter.seat is None:
-                        self._refuse(tried)
+                await waiter.over.wait()
+            if waiter.refusal is not None:
+                raise waiter.refusal
             if waiter.seat is None:
                 raise QueueFull(f"no account came free within {self._queue_timeout_s:g} s")
             return waiter.seat
@@ -133,83 +264,300 @@ class Pool:
         finally:
             if waiter in self._queue:
                 self._queue.remove(waiter)
-
-    async def _change(self, waiter: _Waiter) -> None:
-        """Returns when something may have changed for `waiter`: a slot, an account's state, its pace."""
-        waits = [seat.next_start_s - self._clock.monotonic_s() for seat in self._open(waiter.tried)]
-        with anyio.move_on_after(max(min(waits), 0.0)) if waits else anyio.move_on_after(None):
-            await waiter.changed.wait()
-        waiter.changed = anyio.Event()
+                self._number_queue()
 
     def _serve_queue(self) -> None:
-        """Gives every slot that can be given, first come first served."""
-        for waiter in list(self._queue):
-            seat = self._next(waiter.tried)
-            if seat is not None:
-                seat.busy += 1
-                seat.next_start_s = self._clock.monotonic_s() + self._pace_s
-                waiter.seat = seat
-                self._queue.remove(waiter)
-                waiter.changed.set()
+        """Gives every slot that can be given, first come first served; turns away who has no hope left."""
+        left: list[_Waiter] = []
+        for waiter in self._queue:
+            waiter.seat = self._next(waiter)
+            if waiter.seat is None:
+                waiter.refusal = self._refusal(waiter)
+            if waiter.seat is None and waiter.refusal is None:
+                left.append(waiter)
+            else:
+                waiter.stand(0)
+                waiter.over.set()
+        self._queue = left
+        self._number_queue()
+        self._set_alarm()
+
+    def _number_queue(self) -> None:
+        for place, waiter in enumerate(self._queue, 1):
+            waiter.stand(place)
+
+    def _next(self, waiter: _Waiter) -> _Seat | None:
+        """Takes a slot of the account whose last start is the longest ago."""
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
+        free = [
+            seat
+            for seat in self._candidates(waiter.only)
+            if seat.busy < self._slots_of(seat)
+            and seat.next_start_s <= now_s
+            and seat.account.id not in waiter.tried
+            and seat.account.ready(now, waiter.model)
+        ]
+        if not free:
+            return None
+        seat = min(free, key=lambda each: each.turn)
+        seat.busy += 1
+        seat.turn = next(self._turns)
+        seat.next_start_s = now_s + self._pace_of(seat)
+        return seat
 
     def _give_back(self, seat: _Seat) -> None:
         seat.busy -= 1
+        if not seat.busy and self._leaving.get(seat.account.id) is seat:
+            del self._leaving[seat.account.id]
         self._serve_queue()
-        for waiter in self._queue:  # an account may be out of turn now: each looks whether it still has hope
-            waiter.changed.set()
 
-    def _open(self, tried: frozenset[str]) -> list[_Seat]:
-        """Seats with a free slot, whether their pace allows a start now or not."""
+    def _candidates(self, only: frozenset[str] | None) -> Collection[_Seat]:
+        if only is None:
+            return self._seats.values()
+        return [seat for account_id, seat in self._guests.items() if account_id in only]
+
+    def _slots_of(self, seat: _Seat) -> int:
+        return 1 if self._careful(seat) else self._slots
+
+    def _pace_of(self, seat: _Seat) -> float:
+        return max(self._pace_s, CARE_PACE_S) if self._careful(seat) else self._pace_s
+
+    def _careful(self, seat: _Seat) -> bool:
+        return seat.careful_until_s > self._clock.monotonic_s()
+
+    def _set_alarm(self) -> None:
+        """Has the queue served again when time alone may open a seat: a pace, an hour of care, a limit."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._queue:
+            waits_s = [wait_s for wait_s in self._waits_s() if wait_s > 0]
+            if waits_s:
+                wait_s = max(min(waits_s), SOONEST_ALARM_S)
+                self._alarm = asyncio.get_running_loop().call_later(wait_s, self._serve_queue)
+
+    def _waits_s(self) -> Iterable[float]:
+        now, now_s = self._clock.now(), self._clock.monotonic_s()
+        for seat in (*self._seats.values(), *self._guests.values()):
+            yield seat.next_start_s - now_s
+            yield seat.careful_until_s - now_s
+            for until in (seat.account.wait_until, *(until for _, until in seat.account.model_waits)):
+                if until is not None:
+                    yield (until - now).total_seconds()
+
+    def _refusal(self, waiter: _Waiter) -> Exception | None:
+        """Why nobody can answer this, now or when a slot comes free; None while somebody may."""
         now = self._clock.now()
-        return [
-            s
-            for s in self._seats
-            if s.account.state(now) == "OK" and s.busy < self._slots and s.account.id not in tried
-        ]
+        accounts = [seat.account for seat in self._candidates(waiter.only)]
+        ready = [account for account in accounts if account.ready(now, waiter.model)]
+        if ready:
+            return AllTried() if all(account.id in waiter.tried for account in ready) else None
+        if waiter.only is not None:
+            return _no_guest(accounts, now, waiter.model)
+        return _nobody(accounts, now, waiter.model)
 
-    def _next(self, tried: frozenset[str]) -> _Seat | None:
-        now_s = self._clock.monotonic_s()
-        free = [s for s in self._open(tried) if s.next_start_s <= now_s]
-        if not free:
-            return None
-        count = len(self._seats)
-        seat = min(free, key=lambda s: (self._seats.index(s) - self._turn) % count)
-        self._turn = (self._seats.index(seat) + 1) % count
-        return seat
+    # ---- what an end teaches ----
 
-    def _refuse(self, tried: frozenset[str]) -> None:
-        if self.has_other_than(tried):
+    def _learn(self, seat: _Seat, exc: Ended, model: str) -> bool:
+        """Changes the account in memory first: a disk that fails must not keep a limited account in turn.
+
+        Gives whether there is something to store: a guest, or an account that was removed, is nobody's.
+        """
+        account = seat.account
+        lesson = _Lesson(account.id, account.signed_in_at, _edit_of(exc, model, self._clock.now()))
+        seat.account = lesson(account)
+        if isinstance(exc, ParallelLimited):
+            seat.careful_until_s = self._clock.monotonic_s() + CARE_S
+        if self._seats.get(account.id) is not seat:
+            log.warning("%s: %s", account.id, exc)
+            return False
+        log.warning(
+            "account %s: %s; %s", account.id, exc, _consequence(seat.account, model, self._clock.now())
+        )
+        self._lessons.append(lesson)
+        return True
+
+    async def save(self) -> None:
+        """Stores what was learnt and is not on disk yet; what the disk refuses waits for the next call."""
+        if not self._lessons:
             return
+        async with self._saving:
+            due = [lesson for lesson in self._lessons if lesson.saved_s is None]
+            try:
+                for account_id in dict.fromkeys(lesson.account_id for lesson in due):
+                    await self._store([lesson for lesson in due if lesson.account_id == account_id])
+            except (StoreError, OSError) as exc:
+                if not self._disk_fails:
+                    log.error(
+                        "what was learnt of the accounts cannot be stored, and is kept in memory: %s", exc
+                    )
+                self._disk_fails = True
+                return
+            if due and self._disk_fails:
+                log.info("what was learnt of the accounts is stored again")
+                self._disk_fails = False
+            old_s = self._clock.monotonic_s() - LESSONS_KEPT_S
+            self._lessons = [each for each in self._lessons if each.saved_s is None or each.saved_s > old_s]
+
+    async def _store(self, lessons: Sequence[_Lesson]) -> None:
+        await run_sync(self._registry.update, lessons[0].account_id, partial(_taught, lessons))
+        for lesson in lessons:
+            lesson.saved_s = self._clock.monotonic_s()
+
+    # ---- who comes and goes ----
+
+    def take_up(self, accounts: Iterable[Account], *, read_s: float | None = None) -> Changes:
+        """What the registry holds now becomes the truth here, under what it has not been told yet.
+
+        `read_s` is the monotonic time before it was read: what was stored later was not in it either.
+        """
         now = self._clock.now()
-        states = [s.account.state(now) for s in self._seats]
-        if "OK" in states:
-            raise AllTried
-        waiting = [s.account for s, st in zip(self._seats, states, strict=True) if st == "WAIT"]
-        if not waiting:
-            raise NoAccount("no account is signed in" if not states else "every account's sign-in is gone")
-        if all(account.why == "human" for account in waiting):
-            raise NeedsHuman("the service asks for a human check on every account that could answer")
-        soonest = min(account.wait_until or now for account in waiting)
-        raise AllWaiting(
-            f"every account waits out a limit; the first is free at {soonest:%Y-%m-%d %H:%M} UTC",
-            retry_after_s=max((soonest - now).total_seconds(), 1.0),
+        before, ready_before = self._seats, set(self.usable())
+        signed_in: list[str] = []
+        self._seats = {}
+        for read in accounts:
+            account = self._with_lessons(read, read_s)
+            seat = before.get(read.id) or self._leaving.pop(read.id, None) or _Seat(account)
+            if seat.account.signed_in_at != account.signed_in_at:
+                seat.era += 1
+                signed_in.append(read.id)
+            if seat.account.why == "human" and account.why != "human":
+                seat.era += 1
+                seat.careful_until_s = self._clock.monotonic_s() + CARE_S
+            seat.account = account
+            self._seats[read.id] = seat
+        gone = tuple(account_id for account_id in before if account_id not in self._seats)
+        self._leaving.update(
+            (account_id, before[account_id]) for account_id in gone if before[account_id].busy
+        )
+        self._lessons = [lesson for lesson in self._lessons if lesson.account_id in self._seats]
+        self._serve_queue()
+        return Changes(
+            gone,
+            tuple(account_id for account_id in signed_in if account_id in before),
+            tuple(
+                account_id
+                for account_id, seat in self._seats.items()
+                if account_id not in ready_before and seat.account.ready(now)
+            ),
         )
 
-    async def _learn(self, seat: _Seat, exc: LimitReached | NeedsHuman | TokenRejected) -> None:
-        """Changes the account in memory first: a disk that fails must not keep a limited account in turn."""
-        account = seat.account
-        match exc:
-            case TokenRejected():
-                seat.account = replace(account, invalid=True)
-            case LimitReached():
-                seat.account = replace(account, wait_until=self._until(exc.wait_s), why="limit")
-            case NeedsHuman():
-                seat.account = replace(account, wait_until=self._until(HUMAN_WAIT_S), why="human")
-        log.warning("account %s: %s", account.id, exc)
-        try:
-            await run_sync(self._registry.record, seat.account)
-        except (StoreError, OSError):
-            log.exception("account %s: its new state could not be stored", account.id)
+    def invite(self, account_id: str) -> None:
+        """Seats a guest: it answers only the requests that name it."""
+        self._guests.setdefault(account_id, _Seat(Account(account_id)))
 
-    def _until(self, wait_s: float) -> datetime:
-        return self._clock.now() + min(timedelta(seconds=wait_s), LONGEST_WAIT)
+    def dismiss(self, account_id: str) -> None:
+        self._guests.pop(account_id, None)
+        self._serve_queue()
+
+    def _with_lessons(self, account: Account, read_s: float | None) -> Account:
+        news = [
+            lesson
+            for lesson in self._lessons
+            if lesson.account_id == account.id
+            and (lesson.saved_s is None or (read_s is not None and lesson.saved_s >= read_s))
+        ]
+        return _taught(news, account)
+
+
+def _taught(lessons: Iterable[Edit], account: Account) -> Account:
+    for lesson in lessons:
+        account = lesson(account)
+    return account
+
+
+def _edit_of(exc: Ended, model: str, now: datetime) -> Edit:
+    match exc:
+        case TokenRejected():
+            return lambda account: replace(account, invalid=True)
+        case NeedsHuman():
+            return lambda account: replace(account, wait_until=None, why="human")
+        case LimitReached(wait_s=wait_s, model_only=model_only):
+            until = now + min(timedelta(seconds=wait_s), LONGEST_WAIT)
+            return partial(_rested, until=until, model=model if model_only else "", now=now)
+
+
+def _rested(account: Account, *, until: datetime, model: str, now: datetime) -> Account:
+    """Two answers may end at once: the longer wait counts, and a person's turn has no end at all."""
+    if model:
+        waits = {name: end for name, end in account.model_waits if end > now}
+        waits[model] = max(until, waits.get(model, until))
+        return replace(account, model_waits=tuple(waits.items()))
+    if account.why == "human":
+        return account
+    longest = until if account.wait_until is None else max(until, account.wait_until)
+    return replace(account, wait_until=longest, why="limit")
+
+
+# ---- what is said ----
+
+
+def _consequence(account: Account, model: str, now: datetime) -> str:
+    if account.invalid:
+        return f"sign in again from the menu or with `accounts relogin {account.id}`"
+    if account.why == "human":
+        return f"it waits for you: {_how_to_pass(account)}"
+    until = account.free_at(now, model) or now
+    what = "it" if account.wait_until == until else model
+    return f"{what} rests until {until:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _how_to_pass(account: Account) -> str:
+    return f"open its window from the menu or with `accounts pass-check {account.id}`"
+
+
+def _utc(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M} UTC"
+
+
+def _no_account(accounts: Sequence[Account]) -> NoAccount:
+    """None of these is usable."""
+    paused = [account for account in accounts if account.paused and not account.invalid]
+    if not accounts:
+        return NoAccount("no account is signed in: add one from the menu or with `accounts add`")
+    if not paused:
+        return NoAccount(
+            "every account's sign-in is gone: sign in again from the menu or with `accounts relogin`"
+        )
+    if len(paused) == len(accounts):
+        return NoAccount("every account is paused: resume one from the menu or with `accounts resume`")
+    return NoAccount(
+        "every account is paused or its sign-in is gone: resume one with `accounts resume`, "
+        "or sign in again with `accounts relogin`"
+    )
+
+
+def _nobody(accounts: Sequence[Account], now: datetime, model: str) -> Exception:
+    """None of these can answer now."""
+    waiting = [account for account in accounts if account.usable]
+    if not waiting:
+        return _no_account(accounts)
+    people = [account for account in waiting if account.why == "human"]
+    if len(people) == len(waiting):
+        return NeedsHuman(
+            f"the service asks for a human check on every account that could answer: account {people[0].id} "
+            f"waits for you, {_how_to_pass(people[0])}"
+        )
+    more = f"; account {people[0].id} waits for you, {_how_to_pass(people[0])}" if people else ""
+    return _all_waiting("every account that could answer", waiting, now, model, more)
+
+
+def _no_guest(accounts: Sequence[Account], now: datetime, model: str) -> Exception:
+    waiting = [account for account in accounts if account.usable]
+    if not waiting:
+        return NoAccount("the service accepts no token of this request: get a new one from the browser")
+    if all(account.why == "human" for account in waiting):
+        return NeedsHuman(
+            "the service asks for a human check for the tokens of this request: "
+            "pass it in the browser that they come from"
+        )
+    return _all_waiting("every token of this request", waiting, now, model, "")
+
+
+def _all_waiting(who: str, waiting: Iterable[Account], now: datetime, model: str, more: str) -> AllWaiting:
+    ends = [account.free_at(now, model) for account in waiting if account.why != "human"]
+    soonest = min(end for end in ends if end is not None)
+    return AllWaiting(
+        f"{who} waits out a limit; the first is free at {_utc(soonest)}{more}",
+        retry_after_s=max((soonest - now).total_seconds(), 1.0),
+    )

@@ -28,6 +28,7 @@ from qwenproxy.errors import (
     LimitReached,
     NeedsHuman,
     NotFound,
+    ParallelLimited,
     ProtocolChanged,
     QwenProxyError,
     Severed,
@@ -38,7 +39,8 @@ from qwenproxy.errors import (
 
 MIN_WAIT_S = 60.0
 MAX_WAIT_S = 48 * 3600.0
-"""Bounds of the hours that a refusal names; 3 to 10 were seen (protocol §13), the rest is mistrust."""
+"""Bounds of what a usage limit names, in hours or as `Retry-After`; 3 to 10 hours were seen (protocol §13),
+the rest is mistrust. A short throttle may name seconds and is believed."""
 
 DAILY_WAIT_S = 24 * 3600.0
 """After a daily limit that names no hours (protocol §13)."""
@@ -290,17 +292,33 @@ _SIGN_IN_MARKS = ('type="password"', "/auth?", "<title>sign in", "<title>log in"
 
 
 def _daily(refusal: _Refusal) -> QwenProxyError:
-    return LimitReached("this account has reached a usage limit of Qwen Chat", wait_s=_hours_s(refusal))
+    """The account's daily cap, as the older proxies take it, unless the words name a model.
+
+    Caps are counted per account and per model (protocol §13), but this code says not which (§6.2).
+    """
+    return _limit(refusal, model_only=refusal.says(_MODEL_NAMED))
+
+
+def _quota(refusal: _Refusal) -> QwenProxyError:
+    """The quota of a model or a feature, by its code (protocol §6.2): the account's other models go on."""
+    return _limit(refusal, model_only=True)
+
+
+def _limit(refusal: _Refusal, *, model_only: bool) -> QwenProxyError:
+    what = "the usage limit of this model" if model_only else "a usage limit"
+    message = f"this account has reached {what} on Qwen Chat"
+    return LimitReached(message, wait_s=_limit_s(refusal), model_only=model_only)
 
 
 def _throttled(refusal: _Refusal) -> QwenProxyError:
+    """Minutes for the whole account: nothing is used up (protocol §6.2, §13)."""
     wait_s = refusal.retry_after_s or THROTTLE_WAIT_S
     return LimitReached("Qwen Chat is in high demand and refuses this account for now", wait_s=wait_s)
 
 
 def _parallel(refusal: _Refusal) -> QwenProxyError:
     wait_s = refusal.retry_after_s or PARALLEL_WAIT_S
-    return LimitReached("this account is writing as many answers at once as it may", wait_s=wait_s)
+    return ParallelLimited("this account is writing as many answers at once as it may", wait_s=wait_s)
 
 
 def _busy(_: _Refusal) -> QwenProxyError:
@@ -380,6 +398,11 @@ _CONTEXT = _any_of(
     ),
 )
 
+_MODEL_NAMED = _any_of(
+    *(r"\bmodels?\b", r"\bmodelos?\b", r"模型", r"модел", r"\b(qwen|qwq|qvq)[a-z-]*\d"),
+)
+"""A limit whose words name a model is that model's (protocol §13)."""
+
 _CONTEXT_CODES = ("context", "maxinput", "toolong", "lengthexceeded", "tokenlimit")
 """Parts of the names that a context overflow may have; the exact code is not known (protocol §6.2)."""
 
@@ -388,9 +411,9 @@ _Meaning: TypeAlias = Callable[[_Refusal], QwenProxyError]
 _CODES: Mapping[str, _Meaning] = MappingProxyType(
     {
         "ratelimited": _daily,
-        "quotalimited": _daily,
-        "quotaexhausted": _daily,
-        "exceedlimit": _daily,
+        "quotalimited": _quota,
+        "quotaexhausted": _quota,
+        "exceedlimit": _quota,
         "parallellimited": _parallel,
         "quotalimit": _throttled,
         "toomanyrequests": _throttled,
@@ -500,8 +523,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
 """By the service's words, which `Accept-Language` chooses; where the code says nothing, in this order."""
 
 
-def _hours_s(refusal: _Refusal) -> float:
-    """The wait that `num` names (protocol §6.2), within bounds; a daily limit's where it names none."""
+def _limit_s(refusal: _Refusal) -> float:
+    """The wait that `num` (protocol §6.2) or `Retry-After` names, within bounds; else a daily limit's."""
     num = refusal.num
     try:
         hours = float(num) if isinstance(num, int | float | str) and not isinstance(num, bool) else math.nan
@@ -509,9 +532,8 @@ def _hours_s(refusal: _Refusal) -> float:
         hours = math.nan
     except OverflowError:
         hours = math.inf
-    if math.isnan(hours):
-        return refusal.retry_after_s or DAILY_WAIT_S
-    return min(max(hours * 3600, MIN_WAIT_S), MAX_WAIT_S)
+    wait_s = (refusal.retry_after_s or DAILY_WAIT_S) if math.isnan(hours) else hours * 3600
+    return min(max(wait_s, MIN_WAIT_S), MAX_WAIT_S)
 
 
 def _retry_after_s(value: str, now: datetime | None) -> float | None:

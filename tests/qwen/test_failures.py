@@ -18,6 +18,7 @@ from qwenproxy.errors import (
     LimitReached,
     NeedsHuman,
     NotFound,
+    ParallelLimited,
     ProtocolChanged,
     QwenProxyError,
     Severed,
@@ -43,7 +44,7 @@ def of(code: object, details: object = "", **more: object) -> QwenProxyError | N
 
 CASES = [
     ("RateLimited", "You've reached the upper limit for today's usage.", LimitReached),
-    ("ParallelLimited", "…", LimitReached),
+    ("ParallelLimited", "…", ParallelLimited),
     ("quotaLimited", "…", LimitReached),
     ("quota_exhausted", "…", LimitReached),
     ("ExceedLimit", "…", LimitReached),
@@ -207,7 +208,7 @@ def test_retry_after(value: str, seconds: float) -> None:
 
 def test_retry_after_is_believed_where_a_body_names_no_time() -> None:
     headers = {"retry-after": "5"}
-    for code, expected in {"RateLimited": 5, "Too_Many_Requests": 5, "ParallelLimited": 5}.items():
+    for code, expected in {"RateLimited": 60, "Too_Many_Requests": 5, "ParallelLimited": 5}.items():
         body = json.dumps({"success": False, "data": {"code": code}})
         assert wait(judge(429, headers, body)) == expected
     body = json.dumps({"success": False, "data": {"code": "RateLimited", "num": 2}})
