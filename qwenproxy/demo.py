@@ -16,12 +16,13 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
+from qwenproxy.accounts.account import SignIn
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import StorageState
 from qwenproxy.browser.login import sign_in
 from qwenproxy.clock import SystemClock
-from qwenproxy.engine import engine
+from qwenproxy.engine import Engine, engine
 from qwenproxy.gateway import Gateway
 from qwenproxy.server.app import PortTaken, bind, create_app, serve
 from qwenproxy.settings import Settings, load
@@ -70,10 +71,10 @@ async def demo(overrides: Mapping[str, Any], say: Say) -> None:
 
 async def _run(settings: Settings, listener: socket.socket, say: Say) -> None:
     @asynccontextmanager
-    async def announced_engine() -> AsyncGenerator[Gateway]:
-        async with engine(settings, chromium=chromium) as gateway, anyio.create_task_group() as tasks:
-            tasks.start_soon(_announce, gateway, base_url(listener), say)
-            yield gateway
+    async def announced_engine() -> AsyncGenerator[Engine]:
+        async with engine(settings, chromium=chromium) as running, anyio.create_task_group() as tasks:
+            tasks.start_soon(_announce, running.gateway, base_url(listener), say)
+            yield running
             tasks.cancel_scope.cancel()
 
     async with Chromium(settings) as chromium:
@@ -110,7 +111,7 @@ async def _sign_in(chromium: Chromium, settings: Settings) -> None:
     """Raises: TokenRejected, Unreachable, BrowserMissing, BrowserLost."""
     state = await sign_in(chromium, settings.upstream, deadline_s=SIGN_IN_S)
     registry = Registry(settings.session_dir, SystemClock())
-    await run_sync(registry.add, _token_in(state), state)
+    await run_sync(registry.add, SignIn(_token_in(state), state))
 
 
 def _token_in(state: StorageState) -> str:

@@ -4,6 +4,15 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 
+# What the tests of windows and of failing disks want; where we may, it is got.
+wanted=()
+command -v Xvfb >/dev/null || wanted+=(xvfb)
+command -v strace >/dev/null || wanted+=(strace)
+if [ "${#wanted[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  apt-get -q update
+  DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install "${wanted[@]}"
+fi
+
 "$python" -m qwenproxy.browser
 "$python" -m ruff format --check .
 "$python" -m ruff check .

@@ -259,7 +259,11 @@ class Proxy:
     """The running proxy."""
 
     port: int
-    pid: int
+    process: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def base(self) -> str:
@@ -280,17 +284,17 @@ def running_proxy(
 def running_proxy_of(folder: Path, standin: Standin, **settings: object) -> Iterator[Proxy]:
     """The same with the session folder that is already there."""
     port = free_port()
-    env = {
-        "QWENPROXY_UPSTREAM": standin.site,
-        "QWENPROXY_AUTH_UPSTREAM": standin.auth,
-        "QWENPROXY_SESSION_DIR": str(folder / "session"),
-        "QWENPROXY_PORT": str(port),
-        **{f"QWENPROXY_{name.upper()}": str(value) for name, value in settings.items()},
-    }
+    env = proxy_variables(folder, standin, port=port, **settings)
     with process([sys.executable, "-m", "qwenproxy", "serve"], folder, env) as started:
         until(lambda: started.poll() is not None or _ready(port), 60)
         assert started.poll() is None, "the proxy did not start"
-        yield Proxy(port, started.pid)
+        yield Proxy(port, started)
+
+
+def proxy_variables(folder: Path, standin: Standin, **settings: object) -> dict[str, str]:
+    """The environment of a proxy on the folder's session that knows no service but the stand-in."""
+    known = {"upstream": standin.site, "auth_upstream": standin.auth, "session_dir": folder / "session"}
+    return {f"QWENPROXY_{name.upper()}": str(value) for name, value in {**known, **settings}.items()}
 
 
 def write_session(session: Path, standin: Standin, accounts: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from qwenproxy import errors
 from qwenproxy.dialects.openai_chat import PARAMETERS
 from qwenproxy.engine import engine
-from qwenproxy.server.app import OPENAI_PREFIXES, create_app
+from qwenproxy.server.app import OPENAI_PREFIXES, SEED_PREFIXES, create_app
 from qwenproxy.settings import Settings, variable_of
 
 ROOT = Path(__file__).parent.parent
@@ -26,11 +26,12 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat clock settings accounts.account",
-    "store logs limits qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "ledger accounts.registry qwen.payload qwen.phases dialects.openai_chat server.responses",
+    "store accounts.rows logs limits activity guests qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "accounts.healing",
+    "ledger instance accounts.registry qwen.payload qwen.phases dialects.openai_chat server.responses",
     "accounts.pool qwen.client janitor browser.chromium server.body server.connection server.guard",
-    "gateway browser.bridge server.relay",
-    "browser.contexts server.status_routes",
+    "gateway browser.bridge server.relay checkup",
+    "browser.contexts server.status_routes server.account_routes",
     "browser.login browser.__main__ server.app engine",
     "demo",
     "cli",
@@ -48,6 +49,7 @@ MAY_IMPORT = {
 
 PURE = {
     "accounts.account",
+    "accounts.rows",
     "chat",
     "errors",
     "limits",
@@ -284,12 +286,15 @@ def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
     assert told == [(name, treatment, why) for name, (treatment, why) in PARAMETERS.items()]
 
 
+SHARED_PREFIXES = {"v1": OPENAI_PREFIXES, "api": SEED_PREFIXES}
+
+
 def test_the_readme_tells_every_route() -> None:
     told: set[tuple[str, str]] = set()
     for row in _table("routes"):
         method, path = row[0].strip("`").split()
-        shared = path.startswith("/v1/")
-        paths = [prefix + path.removeprefix("/v1") for prefix in OPENAI_PREFIXES] if shared else [path]
+        _, first, *rest = path.split("/", 2)
+        paths = ["/".join([prefix, *rest]) for prefix in SHARED_PREFIXES.get(first, ())] or [path]
         told |= {(method, re.sub(r"{.*?}", "{}", each)) for each in paths}
     app = create_app(Settings(), partial(engine, Settings()))
     served = {
@@ -299,7 +304,7 @@ def test_the_readme_tells_every_route() -> None:
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert told == served
-    assert all(f"`{prefix}`" in README for prefix in OPENAI_PREFIXES)
+    assert all(f"`{prefix}`" in README for prefix in (*OPENAI_PREFIXES, *SEED_PREFIXES))
 
 
 def test_the_readme_tells_every_error() -> None:

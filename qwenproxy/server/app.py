@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import uvicorn
@@ -32,15 +32,18 @@ from uvicorn.server import HANDLED_SIGNALS
 from qwenproxy.dialects.base import Dialect
 from qwenproxy.dialects.openai_chat import OpenAIChat, envelope
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
+from qwenproxy.server.account_routes import AccountRoutes, Checkup
 from qwenproxy.server.connection import Connection
 from qwenproxy.server.guard import Guard
-from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Gateway, Relay
+from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Gateway, Guests, Relay
 from qwenproxy.server.responses import error_response
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.settings import Settings, SettingsError
 
 OPENAI_PREFIXES: Final = ("/v1", "/api", "/api/v1", "/api/v2")
 """Every route of OpenAI's lives under each: `/v1` is what its clients expect, the others are the seeds'."""
+SEED_PREFIXES: Final = ("/api", "/api/v1", "/api/v2")
+"""The seed's own routes live under each: it dropped a version from any path."""
 DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = ((OPENAI_PREFIXES, OpenAIChat()),)
 """The table of contents: what clients may speak, and under which prefixes."""
 
@@ -61,12 +64,25 @@ class PortTaken(SettingsError):
     pass
 
 
+class Engine(Protocol):
+    """What the server serves."""
+
+    @property
+    def gateway(self) -> Gateway: ...
+
+    @property
+    def checkup(self) -> Checkup: ...
+
+    @property
+    def guests(self) -> Guests: ...
+
+
 def create_app(
     settings: Settings,
-    engine: Callable[[], AbstractAsyncContextManager[Gateway]],
+    engine: Callable[[], AbstractAsyncContextManager[Engine]],
     bounds: Bounds | None = None,
 ) -> FastAPI:
-    """The application; its lifespan enters `engine` and serves the gateway that comes out."""
+    """The application; its lifespan enters `engine` and serves what comes out."""
     admission = Admission(settings.max_in_flight)
     app = FastAPI(
         docs_url=None,
@@ -85,14 +101,22 @@ def create_app(
     app.state.life = None
     app.state.gateway = None
     app.state.failure = None
+    app.state.ended = None
     return app
 
 
 def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[BaseRoute]:
     status = StatusRoutes(settings, admission)
-    routes: list[BaseRoute] = [*status.routes(), *status.models_routes(OPENAI_PREFIXES)]
+    accounts = AccountRoutes(admission, bounds)
+    routes: list[BaseRoute] = [
+        *status.routes(),
+        *status.models_routes(OPENAI_PREFIXES),
+        *accounts.routes(SEED_PREFIXES),
+    ]
     for prefixes, dialect in DIALECTS:
-        relay = Relay(dialect, admission, bounds, settings.heartbeat_s)
+        relay = Relay(
+            dialect, admission, bounds, settings.heartbeat_s, takes_tokens=settings.passthrough_tokens
+        )
         routes += [
             Route(prefix + path, relay, methods=["POST"]) for prefix in prefixes for path in dialect.paths
         ]
@@ -100,7 +124,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
 
 
 def _lifespan(
-    engine: Callable[[], AbstractAsyncContextManager[Gateway]],
+    engine: Callable[[], AbstractAsyncContextManager[Engine]],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -108,8 +132,10 @@ def _lifespan(
         with anyio.CancelScope() as life:
             app.state.life = life
             try:
-                async with engine() as gateway:
-                    app.state.gateway = gateway
+                async with engine() as running:
+                    app.state.checkup = running.checkup
+                    app.state.guests = running.guests
+                    app.state.gateway = running.gateway
                     yield
             except Exception as exc:  # noqa: BLE001 - `serve` raises it; uvicorn would only log it
                 app.state.failure = exc
@@ -186,6 +212,8 @@ async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> No
     """Serves until a signal ends it, then drains. Closes `listener`.
 
     Raises:
+        NoAccount: every sign-in is gone, so that it drained and ended by itself; not with `STAY_UP`, nor
+            where requests may bring their own tokens.
         whatever the engine raised, when it could not start or broke.
     """
     config = uvicorn.Config(
@@ -200,7 +228,7 @@ async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> No
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=BACKLOG,
     )
-    server = _Server(config, app, settings.drain_s)
+    server = _Server(config, app, settings)
     try:
         await server.serve(sockets=[listener])
     except anyio.get_cancelled_exc_class():
@@ -209,16 +237,18 @@ async def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> No
         raise
     finally:
         listener.close()
-    if app.state.failure is not None:
-        raise app.state.failure
+    error = app.state.failure or app.state.ended
+    if error is not None:
+        raise error
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
         super().__init__(config)
         self._app = app
         self._admission: Admission = app.state.admission
-        self._drain_s = drain_s
+        self._drain_s = settings.drain_s
+        self._goes_on_alone = settings.stay_up or settings.passthrough_tokens
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -227,7 +257,11 @@ class _Server(uvicorn.Server):
         self.should_exit = self.should_exit or self._app.state.failure is not None
 
     async def on_tick(self, counter: int) -> bool:
-        return self._app.state.failure is not None or await super().on_tick(counter)
+        gateway: Gateway | None = self._app.state.gateway
+        if gateway is not None and not self._goes_on_alone and not self.should_exit:
+            self._app.state.ended = gateway.ended()
+        over = self._app.state.failure is not None or self._app.state.ended is not None
+        return over or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()

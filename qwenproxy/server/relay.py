@@ -23,9 +23,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import anyio
@@ -34,6 +35,7 @@ from starlette.types import Receive, Scope, Send
 from qwenproxy.chat import ChatRequest, Delta, Finished, fold
 from qwenproxy.dialects.base import Dialect, Json
 from qwenproxy.errors import QueueFull, QwenProxyError, ShuttingDown
+from qwenproxy.guests import tokens_in
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
@@ -60,16 +62,30 @@ STALL_LOOKS: Final = 12
 
 Item: TypeAlias = tuple[int, Delta] | QwenProxyError | None
 """A choice's delta, the end of all of them, or (none) the time for a comment."""
+Stream: TypeAlias = Callable[[ChatRequest], AsyncGenerator[Delta]]
 
 
 class Gateway(Protocol):
-    def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
-        """The deltas that answer `request`, one choice of it. Raises our errors; cleans up when closed."""
+    def stream(self, request: ChatRequest, *, only: frozenset[str] | None = None) -> AsyncGenerator[Delta]:
+        """The deltas that answer `request`, one choice of it. Raises our errors; cleans up when closed.
+
+        `only` are the guests that may answer it.
+        """
 
     async def models(self) -> Sequence[Model]: ...
 
     def readiness(self) -> str | None:
         """None when a request can be answered now, else why not."""
+
+    def ended(self) -> QwenProxyError | None:
+        """Why no request will ever be answered again as things are; None while there is hope."""
+
+
+class Guests(Protocol):
+    def inside(self, tokens: Sequence[str]) -> AbstractAsyncContextManager[frozenset[str]]:
+        """The ids that stand for a request's own tokens while it runs."""
+
+    async def token_lives(self, token: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,18 @@ class Bounds:
     body_bytes: int = 20_000_000
     body_idle_s: float = 20.0
     body_total_s: float = 120.0
+
+
+async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
+    """The JSON object that a request carries. Raises as `read_body` and `read_json` do."""
+    body = await read_body(
+        scope,
+        receive,
+        most_bytes=bounds.body_bytes,
+        idle_s=bounds.body_idle_s,
+        total_s=bounds.body_total_s,
+    )
+    return await read_json(body)
 
 
 class Admission:
@@ -110,20 +138,31 @@ class Admission:
 class Relay:
     """One dialect's endpoint: a plain ASGI application, so that nothing stands between it and the client."""
 
-    def __init__(self, dialect: Dialect, admission: Admission, bounds: Bounds, heartbeat_s: float) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        admission: Admission,
+        bounds: Bounds,
+        heartbeat_s: float,
+        *,
+        takes_tokens: bool = False,
+    ) -> None:
         self._dialect = dialect
         self._admission = admission
         self._bounds = bounds
         self._heartbeat_s = heartbeat_s
+        self._takes_tokens = takes_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wire = _Wire(scope, receive, send, self._bounds.write_stall_s)
         try:
             with self._admission.enter():
-                request = self._dialect.parse(await self._body(scope, receive), scope["path_params"])
-                gateway: Gateway = scope["app"].state.gateway
+                body = await read_object(scope, receive, self._bounds)
+                request = self._dialect.parse(body, scope["path_params"])
                 answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds.decide_s)
-                await answer.run(gateway, self._admission)
+                gateway: Gateway = scope["app"].state.gateway
+                async with self._guests(scope) as only:
+                    await answer.run(partial(gateway.stream, only=only), self._admission)
         except ClientGone:
             return
         except QwenProxyError as exc:
@@ -133,16 +172,12 @@ class Relay:
             error = QwenProxyError(INTERNAL)
             await wire.refuse(error, self._dialect.error(error))
 
-    async def _body(self, scope: Scope, receive: Receive) -> Json:
-        bounds = self._bounds
-        body = await read_body(
-            scope,
-            receive,
-            most_bytes=bounds.body_bytes,
-            idle_s=bounds.body_idle_s,
-            total_s=bounds.body_total_s,
-        )
-        return await read_json(body)
+    def _guests(self, scope: Scope) -> AbstractAsyncContextManager[frozenset[str] | None]:
+        """The request's own sign-ins, where the setting takes such and it brings any."""
+        values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        tokens = tokens_in(values[0]) if self._takes_tokens and len(values) == 1 else ()
+        guests: Guests = scope["app"].state.guests
+        return guests.inside(tokens) if tokens else nullcontext()
 
 
 class _Wire:
@@ -237,10 +272,10 @@ class _Answer:
         self._written = False
         self._feed = _Feed()
 
-    async def run(self, gateway: Gateway, admission: Admission) -> None:
+    async def run(self, stream: Stream, admission: Admission) -> None:
         async with anyio.create_task_group() as producers:
             for choice in range(self._request.choices):
-                producers.start_soon(self._produce, gateway, choice)
+                producers.start_soon(self._produce, stream, choice)
             async with anyio.create_task_group() as watchers:
                 watchers.start_soon(self._leave_with_client, producers.cancel_scope)
                 watchers.start_soon(self._stop_with_server, admission.stopped)
@@ -253,10 +288,10 @@ class _Answer:
             wind_down_s = 0 if self._unfinished else WIND_DOWN_S
             producers.cancel_scope.deadline = anyio.current_time() + wind_down_s
 
-    async def _produce(self, gateway: Gateway, choice: int) -> None:
+    async def _produce(self, stream: Stream, choice: int) -> None:
         delta: Delta | None = None
         try:
-            async with _closed_in_the_end(gateway.stream(replace(self._request, choices=1))) as deltas:
+            async with _closed_in_the_end(stream(replace(self._request, choices=1))) as deltas:
                 async for delta in deltas:
                     await self._feed.put((choice, delta))
             if not isinstance(delta, Finished):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,7 +12,9 @@ import anyio
 from anyio.abc import SocketStream
 from fastapi import FastAPI
 
+from qwenproxy.accounts.pool import PoolView, SeatView
 from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
+from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.app import bind, create_app, serve
 from qwenproxy.server.relay import Admission, Bounds
@@ -33,6 +35,8 @@ def hello(request: ChatRequest) -> Sequence[Step]:
 
 @dataclass
 class ScriptedGateway:
+    """The gateway, and the engine around it."""
+
     script: Callable[[ChatRequest], Sequence[Step]] = hello
     cleanup_s: float = 0.0
     shields: bool = True
@@ -47,9 +51,23 @@ class ScriptedGateway:
     completed: int = 0
     """Which ran past their last step."""
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+    checkup: ScriptedCheckup = field(default_factory=lambda: ScriptedCheckup())
+    guests: ScriptedGuests = field(default_factory=lambda: ScriptedGuests())
+    hopeless: QwenProxyError | None = None
+
+    @property
+    def gateway(self) -> ScriptedGateway:
+        return self
+
+    def ended(self) -> QwenProxyError | None:
+        return self.hopeless
+
+    async def stream(
+        self, request: ChatRequest, *, only: frozenset[str] | None = None
+    ) -> AsyncGenerator[Delta]:
         self.opened += 1
         self.asked.append(request)
+        self.guests.answering.append(only)
         try:
             for step in self.script(request):
                 if isinstance(step, Exception):
@@ -77,6 +95,47 @@ class ScriptedGateway:
         with anyio.fail_after(within_s):
             while not (self.closed == self.opened == count):
                 await anyio.sleep(0.005)
+
+
+@dataclass
+class ScriptedCheckup:
+    seats: tuple[SeatView, ...] = ()
+    queue: int = 0
+    served: dict[str, int] = field(default_factory=dict)
+    found: dict[str, str] | QwenProxyError = field(default_factory=dict)
+    runs: int = 0
+
+    def view(self) -> PoolView:
+        return PoolView(self.seats, self.queue)
+
+    async def served_today(self) -> Mapping[str, int]:
+        return self.served
+
+    async def run(self) -> Mapping[str, str]:
+        self.runs += 1
+        if isinstance(self.found, QwenProxyError):
+            raise self.found
+        return self.found
+
+
+@dataclass
+class ScriptedGuests:
+    live: bool | QwenProxyError = True
+    tokens: list[tuple[str, ...]] = field(default_factory=list)
+    """What came with requests and checks."""
+    answering: list[frozenset[str] | None] = field(default_factory=list)
+    """Who was allowed to answer, by request."""
+
+    @asynccontextmanager
+    async def inside(self, tokens: Sequence[str]) -> AsyncGenerator[frozenset[str]]:
+        self.tokens.append(tuple(tokens))
+        yield frozenset(f"guest_{number}" for number, _ in enumerate(tokens))
+
+    async def token_lives(self, token: str) -> bool:
+        self.tokens.append((token,))
+        if isinstance(self.live, QwenProxyError):
+            raise self.live
+        return self.live
 
 
 @dataclass

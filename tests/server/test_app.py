@@ -19,6 +19,7 @@ from qwenproxy.errors import NoAccount
 from qwenproxy.server.app import DIALECTS, OPENAI_PREFIXES, PortTaken, bind, create_app, serve
 from qwenproxy.settings import SettingsError
 from tests.server.serving import (
+    END,
     FOREVER,
     HELLO,
     START,
@@ -151,6 +152,48 @@ async def test_an_engine_that_breaks_ends_serving() -> None:
                 assert (await client.get(f"http://127.0.0.1:{port}/ping")).text == "pong"
             break_now.set()
     assert caught.group_contains(RuntimeError, match="the engine broke")
+
+
+@pytest.mark.anyio
+async def test_when_every_sign_in_is_gone_running_answers_end_well_and_then_the_server() -> None:
+    go_on = anyio.Event()
+    gateway = ScriptedGateway(lambda request: [START, Text("x"), go_on, END])
+    settings = settings_for()
+    app = create_app(settings, lambda: _only(gateway))
+    listener = bind(settings)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+        async with (
+            anyio.create_task_group() as tasks,
+            httpx.AsyncClient(base_url=url, trust_env=False) as client,
+        ):
+            tasks.start_soon(serve, app, settings, listener)
+            async with client.stream("POST", "/v1/chat/completions", json=HELLO | {"stream": True}) as answer:
+                lines = answer.aiter_lines()
+                await anext(lines)
+                gateway.hopeless = NoAccount("every account's sign-in is gone")
+                with anyio.fail_after(10):
+                    while not app.state.admission.draining:
+                        await anyio.sleep(0.02)
+                assert (await client.post("/v1/chat/completions", json=HELLO)).status_code == 503
+                go_on.set()
+                assert [line async for line in lines if line][-1] == "data: [DONE]"
+    assert caught.group_contains(NoAccount, match="every account's sign-in is gone")
+    assert gateway.completed == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("setting", ["stay_up", "passthrough_tokens"])
+async def test_who_is_to_stay_up_stays(setting: str) -> None:
+    gateway = ScriptedGateway(hopeless=NoAccount("every account's sign-in is gone"))
+    async with running(gateway, None, **{setting: True}) as proxy, client_of(proxy) as client:
+        await anyio.sleep(0.5)
+        assert (await client.post("/v1/chat/completions", json=HELLO)).status_code == 200
+
+
+@asynccontextmanager
+async def _only(gateway: ScriptedGateway) -> AsyncGenerator[ScriptedGateway]:
+    yield gateway
 
 
 @pytest.mark.anyio
