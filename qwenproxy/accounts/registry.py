@@ -1,120 +1,375 @@
 """The accounts on disk, in the older proxies' own form, so that their session folders keep working.
 
-`tokens.json` is a list of `{id, token, resetAt, invalid}`; `accounts/<id>/token.txt` holds the bare token
-and `accounts/<id>/state.json` the browser's storage state, which is the credential (protocol §1.2: the token
-alone lives 15 minutes today). Fields we do not know are kept.
+`tokens.json` is the list of accounts (`rows.py`), `tokens.json.bak` its mirror; `accounts/<id>/token.txt`
+holds the bare token and `accounts/<id>/state.json` the browser's storage state, which is the credential
+(protocol §1.2: the token alone lives 15 minutes today). Everything else in the folder is left alone.
+
+Every change is made under one lock, and is there once `tokens.json` is replaced; a kill before that leaves
+the old. What takes more than one file is written so that `open()` can finish or undo it:
+
+- a sign-in: first `accounts/<id>/sign-in.json`, which counts only while the row has the same token; then the
+  row; then `state.json` and `token.txt`, and `sign-in.json` goes;
+- a removal: first `removed` in the row, which hides the account; then the folder; then the row.
 """
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from qwenproxy import store
-from qwenproxy.accounts.account import Account
+from qwenproxy.accounts import healing, rows
+from qwenproxy.accounts.account import Account, SignIn
+from qwenproxy.accounts.rows import Row
 from qwenproxy.clock import Clock
-from qwenproxy.errors import SessionDamaged
+from qwenproxy.errors import AccountGone, SessionDamaged, SessionLocked, StoreError
 
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""Account ids become folder names."""
+log = logging.getLogger(__name__)
+
+PENDING = "sign-in.json"
+DAYS_SERVED = 7
 
 
 class Registry:
-    """`tokens.json` and the folders beside it. Every method blocks on the disk."""
+    """`tokens.json` and the folders beside it. Every method blocks on the disk, and may be called anywhere.
+
+    Any may raise SessionDamaged (a file is there and cannot be read; it was not touched), those that change
+    something also SessionLocked and StoreError (it is not certain that the change is on disk).
+    """
 
     def __init__(self, session_dir: Path, clock: Clock) -> None:
         self._dir = session_dir
         self._path = session_dir / "tokens.json"
+        self._mirror = session_dir / "tokens.json.bak"
+        self._lock = session_dir / "tokens.json.lock"
+        self._folders = session_dir / "accounts"
         self._clock = clock
+        self._given: dict[str, Any] = {}
+        """Which sign-in of an account this process last gave away, by its `signedInAt`."""
 
-    def accounts(self) -> tuple[Account, ...]:
-        """All of them, in the file's order.
+    def open(self) -> tuple[str, ...]:
+        """Puts the session folder in order, once at a process's start; gives what a person should read of it.
 
         Raises:
-            SessionDamaged: `tokens.json` is there and is not a list of accounts.
+            SessionDamaged, SessionLocked: nothing can be done.
         """
-        return tuple(_account(row) for row in _rows(store.read(self._path)))
+        if not self._dir.is_dir():
+            if os.path.lexists(self._dir):
+                raise SessionDamaged("the session folder's place is taken by something that is no folder")
+            return ()
+        try:
+            with self._locked():
+                return tuple(self._put_in_order())
+        except (SessionDamaged, SessionLocked):
+            raise
+        except StoreError as exc:
+            self._rows()
+            return (f"the session folder cannot be written, so nothing new will be kept: {exc}",)
 
-    def add(self, token: str, state: dict[str, Any] | None = None) -> Account:
-        """Stores a new sign-in and gives its account."""
-        made = int(self._clock.now().timestamp() * 1000)
+    def _put_in_order(self) -> Iterator[str]:
+        yield from healing.tidy(self._dir)
+        now = self._clock.now()
+        known, line = healing.healed(self._dir, now)
+        if line:
+            yield line
+        left: list[Row] = []
+        for row in known:
+            problem = self._emptied(row["id"]) if row.get("removed") else ""
+            if problem:
+                yield problem
+            if problem or not row.get("removed"):
+                left.append(rows.clamped(row, now))
+        if left or os.path.lexists(self._path):
+            self._write(left)
+        for row in left:
+            self._finish(row)
+            lone = self._lone_token(row["id"])
+            if lone and lone != rows.token_of(row):
+                newer = "token.txt" if self.token(row["id"]) == lone else "tokens.json"
+                log.info(
+                    "account %s: token.txt and tokens.json differ; the one of %s is newer", row["id"], newer
+                )
+        self._drop_pending({row["id"] for row in left})
 
-        def append(rows: Any) -> list[dict[str, Any]]:
-            known = _rows(rows)
-            taken = {row["id"] for row in known}
-            free = (f"acc_{n}" for n in range(made, made + len(taken) + 1))
-            fresh = next(account_id for account_id in free if account_id not in taken)
-            return [*known, {"id": fresh, "token": token, "resetAt": None}]
+    def accounts(self) -> tuple[Account, ...]:
+        """All of them, in the file's order."""
+        return tuple(self._account(row) for row in self._rows())
 
-        account = _account(store.change(self._path, append)[-1])
-        if state is not None:
-            store.write(self._folder(account.id) / "state.json", state)
-        store.write_text(self._folder(account.id) / "token.txt", token)
-        return account
+    def there(self) -> bool:
+        """Whether there is a registry at all; no accounts may also mean that somebody took it away."""
+        return os.path.lexists(self._path)
 
-    def record(self, account: Account) -> None:
-        """Stores the state an account has come to."""
-        until = account.wait_until.isoformat() if account.wait_until else None
-        fields = {"invalid": account.invalid, "resetAt": until, "waitsFor": account.why}
+    def stamp(self) -> object:
+        """Differs whenever `tokens.json` was replaced."""
+        try:
+            found = self._path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
 
-        def edit(rows: Any) -> list[dict[str, Any]]:
-            return [{**row, **fields} if row["id"] == account.id else row for row in _rows(rows)]
+    def known(self, account_id: str) -> bool:
+        return self._row(account_id) is not None
 
-        store.change(self._path, edit)
+    def add(self, sign_in: SignIn) -> tuple[Account, bool]:
+        """Stores a sign-in, a new account's or of one that is the same person's; whether it was known.
+
+        A bare token does not take the place of a browser state that still works: that one can be renewed.
+        """
+        with self._locked():
+            row = next((row for row in self._rows() if rows.same_person(row, sign_in)), None)
+            if row is None:
+                return self._sign_in({"id": self._free_id(), "token": "", "resetAt": None}, sign_in), False
+            if sign_in.state is None and not self._account(row).invalid:
+                sign_in = replace(sign_in, state=self._read_state(self._file(row["id"], "state.json")))
+            return self._sign_in(row, sign_in), True
+
+    def sign_in_again(self, account_id: str, sign_in: SignIn) -> Account:
+        """Replaces the account's sign-in, whoever it is.
+
+        Raises:
+            AccountGone: the account was deleted meanwhile.
+        """
+        with self._locked():
+            row = self._row(account_id)
+            if row is None:
+                raise AccountGone("this account has been deleted")
+            return self._sign_in(row, sign_in)
+
+    def update(self, account_id: str, edit: Callable[[Account], Account]) -> Account | None:
+        """Changes what is known about an account; None when there is no such account."""
+        with self._locked():
+            row = self._row(account_id)
+            if row is None:
+                return None
+            before = self._account(row)
+            after = replace(edit(before), id=account_id)
+            self._replace_row(rows.edited(row, before, after))
+            return after
+
+    def keep_state(self, account_id: str, state: Mapping[str, Any]) -> bool:
+        """Stores the browser's newer cookies and storage of the sign-in that `browser_state` last gave.
+
+        False, and nothing is written, when the account is gone or another sign-in has taken its place. A
+        state that holds no sign-in replaces none that does.
+        """
+        with self._locked():
+            row = self._row(account_id)
+            if row is None or not self._is_of(row, state):
+                return False
+            self._finish(row)
+            file = self._file(account_id, "state.json")
+            if not rows.holds_sign_in(state) and rows.holds_sign_in(self._read_state(file)):
+                log.warning("account %s: the page holds no sign-in; the stored one stays", account_id)
+                return True
+            token = rows.token_in(state) or rows.token_of(row)
+            store.write(file, state)
+            if token != self._lone_token(account_id):
+                store.write_text(self._file(account_id, "token.txt"), token)
+            ends = rows.ends_at(state, token)
+            self._replace_row({**row, "token": token, "holdsUntil": ends.isoformat() if ends else None})
+            return True
+
+    def remove(self, account_id: str) -> bool:
+        """Deletes the account's record and folder for ever; False when there is no such account."""
+        with self._locked():
+            row = self._row(account_id)
+            if row is None:
+                return False
+            self._replace_row({**row, "removed": True})
+            problem = self._emptied(account_id)
+            if problem:
+                raise StoreError(problem)
+            self._write([row for row in self._all_rows() if row["id"] != account_id])
+            return True
 
     def browser_state(self, account_id: str) -> dict[str, Any] | None:
         """The saved browser state; None where there is none that can be read: the token is left then."""
+        row = self._row(account_id)
+        if row is None:
+            return None
+        self._given[account_id] = row.get("signedInAt")
+        pending = self._pending(row)
+        return pending["state"] if pending else self._read_state(self._file(account_id, "state.json"))
+
+    def token(self, account_id: str) -> str:
+        """The last known token, or "" where none is stored. A secret: for the browser's storage alone.
+
+        Of two that differ the newer wins (`rows.newest`); where that cannot be told, the registry's.
+        """
+        row = self._row(account_id)
+        if row is None:
+            return ""
+        if self._pending(row):
+            return rows.token_of(row)
+        return rows.newest((rows.token_of(row), self._lone_token(account_id)))
+
+    def served(self, day: date) -> Mapping[str, int]:
+        """Requests answered on that day, by account."""
+        with suppress(SessionDamaged):
+            return _counts(store.read(self._dir / "served.json")).get(day.isoformat(), {})
+        return {}
+
+    def add_served(self, day: date, counts: Mapping[str, int]) -> None:
+        path = self._dir / "served.json"
+        with self._locked():
+            try:
+                raw = store.read_bytes(path)
+                days = {} if raw is None else _counts(store.parse(raw))
+            except ValueError:
+                log.warning(
+                    "served.json was damaged; it was put aside as %s",
+                    store.put_aside(path, self._clock.now()),
+                )
+                days = {}
+            today = days.setdefault(day.isoformat(), {})
+            for account_id, count in counts.items():
+                today[account_id] = today.get(account_id, 0) + count
+            first = (day - timedelta(days=DAYS_SERVED - 1)).isoformat()
+            store.write(path, {name: found for name, found in sorted(days.items()) if name >= first})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with store.locked(self._lock):
+            yield
+
+    def _all_rows(self) -> list[Row]:
+        return rows.checked(store.read(self._path))
+
+    def _rows(self) -> list[Row]:
+        return [row for row in self._all_rows() if not row.get("removed")]
+
+    def _row(self, account_id: str) -> Row | None:
+        return next((row for row in self._rows() if row["id"] == account_id), None)
+
+    def _account(self, row: Row) -> Account:
+        def ends() -> datetime | None:
+            return rows.ends_at(self._read_state(self._file(row["id"], "state.json")), rows.token_of(row))
+
+        return rows.account_of(row, self._clock.now(), ends)
+
+    def _replace_row(self, row: Row) -> None:
+        """In its place, or at the end if it is new. What is already so is not written again."""
+        known = self._all_rows()
+        changed = [row if each["id"] == row["id"] else each for each in known]
+        if row["id"] not in {each["id"] for each in known}:
+            changed.append(row)
+        if changed != known:
+            self._write(changed)
+
+    def _write(self, changed: list[Row]) -> None:
+        """The mirror comes second, so it never knows more than the registry itself."""
+        for path in (self._path, self._mirror):
+            with suppress(SessionDamaged, ValueError):
+                raw = store.read_bytes(path)
+                if raw is not None and store.parse(raw) == changed:
+                    continue
+            store.write(path, changed)
+
+    def _sign_in(self, row: Row, sign_in: SignIn) -> Account:
+        folder = self._folder(row["id"])
+        changed = rows.signed_in(row, sign_in, self._clock.now())
+        fresh = not folder.exists()
         try:
-            state = store.read(self._folder(account_id) / "state.json")
+            store.write(folder / PENDING, {"token": sign_in.token, "state": sign_in.state})
+            self._replace_row(changed)
+        except BaseException:
+            if fresh and self._row(row["id"]) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._finish(changed)
+        return self._account(changed)
+
+    def _pending(self, row: Row) -> dict[str, Any] | None:
+        """A sign-in that is the row's already and not yet in its files."""
+        with suppress(SessionDamaged):
+            found = store.read(self._file(row["id"], PENDING))
+            if isinstance(found, dict) and found.get("token") == row.get("token"):
+                state = found.get("state")
+                return {"token": found["token"], "state": state if isinstance(state, dict) else None}
+        return None
+
+    def _finish(self, row: Row) -> None:
+        pending = self._pending(row)
+        if pending is None:
+            return
+        file = self._file(row["id"], "state.json")
+        if pending["state"] is None:
+            store.remove(file)
+        else:
+            store.write(file, pending["state"])
+        store.write_text(self._file(row["id"], "token.txt"), pending["token"])
+        store.remove(self._file(row["id"], PENDING))
+
+    def _drop_pending(self, known: set[str]) -> None:
+        """Sign-ins that never came to count: nobody was told that they did."""
+        for folder in healing.account_folders(self._dir):
+            with suppress(OSError, StoreError):
+                store.remove(folder / PENDING)
+                if folder.name not in known:
+                    folder.rmdir()
+
+    def _emptied(self, account_id: str) -> str:
+        """Deletes the account's folder; says why if it cannot, else ""."""
+        folder = self._folders / account_id
+        try:
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
+                shutil.rmtree(folder)
+        except OSError as exc:
+            reason = exc.strerror or type(exc).__name__
+            return f"the folder of the deleted account {account_id} cannot be deleted yet: {reason}"
+        return ""
+
+    def _is_of(self, row: Row, state: Mapping[str, Any]) -> bool:
+        """Whether the state belongs to the row's sign-in, as far as can be told."""
+        given = self._given.get(row["id"], row.get("signedInAt"))
+        other = rows.same_owner(rows.token_of(row), rows.token_in(state)) is False
+        if given != row.get("signedInAt") or other:
+            log.warning("account %s: the state of another sign-in was not stored", row["id"])
+            return False
+        return True
+
+    def _free_id(self) -> str:
+        """`acc_<ms>`, as the older proxies make them, and no folder's."""
+        made = int(self._clock.now().timestamp() * 1000)
+        taken = {row["id"].lower() for row in self._all_rows()}
+        while f"acc_{made}" in taken or os.path.lexists(self._folders / f"acc_{made}"):
+            made += 1
+        return f"acc_{made}"
+
+    def _folder(self, account_id: str) -> Path:
+        """Raises: SessionDamaged. A link in the folder's place would lead our secrets elsewhere."""
+        folder = self._folders / account_id
+        for each in (self._folders, folder):
+            if each.is_symlink() or (os.path.lexists(each) and not each.is_dir()):
+                raise SessionDamaged(f"{each.name} in the session folder is not a plain folder; move it away")
+        return folder
+
+    def _file(self, account_id: str, name: str) -> Path:
+        return self._folder(account_id) / name
+
+    def _read_state(self, path: Path) -> dict[str, Any] | None:
+        try:
+            state = store.read(path)
         except SessionDamaged:
             return None
         return state if isinstance(state, dict) and isinstance(state.get("cookies"), list) else None
 
-    def token(self, account_id: str) -> str:
-        """The last known token, or "" where none is stored. A secret: for the browser's storage alone."""
-        for row in _rows(store.read(self._path)):
-            if row["id"] == account_id and isinstance(row.get("token"), str) and row["token"].strip():
-                return str(row["token"]).strip()
-        try:
-            return (self._folder(account_id) / "token.txt").read_text("utf-8-sig").strip()
-        except (OSError, ValueError):
-            return ""
-
-    def _folder(self, account_id: str) -> Path:
-        return self._dir / "accounts" / account_id
+    def _lone_token(self, account_id: str) -> str:
+        return healing.token_in_file(self._file(account_id, "token.txt"))
 
 
-def _rows(value: Any) -> list[dict[str, Any]]:
-    """Raises: SessionDamaged. A file of another shape is somebody's data, not an empty list."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise SessionDamaged("tokens.json is not a list of accounts; it was left as it is")
-    for row in value:
-        if (
-            not isinstance(row, dict)
-            or not isinstance(row.get("id"), str)
-            or not SAFE_ID.fullmatch(row["id"])
-        ):
-            raise SessionDamaged("tokens.json holds an account without a usable id; it was left as it is")
-    return value
-
-
-def _account(row: dict[str, Any]) -> Account:
-    return Account(
-        id=row["id"],
-        invalid=row.get("invalid") is True,
-        wait_until=_instant(row.get("resetAt")),
-        why="human" if row.get("waitsFor") == "human" else "limit" if row.get("resetAt") else "",
-    )
-
-
-def _instant(value: Any) -> datetime | None:
-    """An ISO time; without a zone it is taken for UTC, as the older proxies' own reader did."""
-    try:
-        instant = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+def _counts(value: Any) -> dict[str, dict[str, int]]:
+    """Raises: ValueError. Not the shape that we write."""
+    if not isinstance(value, dict):
+        raise ValueError("it is not a table of days")
+    days = {day: found for day, found in value.items() if isinstance(found, dict)}
+    return {day: {k: v for k, v in found.items() if isinstance(v, int)} for day, found in days.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.account import Account, SignIn
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import SessionDamaged
@@ -52,7 +53,7 @@ def test_a_reset_time_is_the_same_instant_however_it_is_written(
 def test_a_new_state_is_stored_and_unknown_fields_stay(tmp_path: Path, registry: Registry) -> None:
     (tmp_path / "tokens.json").write_text(json.dumps(OLD_FOLDER))
     until = datetime(2026, 11, 22, tzinfo=UTC)
-    registry.record(Account("acc_1752745890062", wait_until=until, why="human"))
+    registry.update("acc_1752745890062", lambda known: replace(known, wait_until=until, why="human"))
     rows = json.loads((tmp_path / "tokens.json").read_text())
     assert rows[1]["cookies"] == [{"name": "x"}]
     assert rows[0] == OLD_FOLDER[0]
@@ -67,13 +68,13 @@ def test_a_damaged_registry_is_said_and_never_overwritten(
     with pytest.raises(SessionDamaged):
         registry.accounts()
     with pytest.raises(SessionDamaged):
-        registry.add("token")
+        registry.add(SignIn("token", None))
     assert (tmp_path / "tokens.json").read_text() == text
 
 
 def test_a_sign_in_is_added_with_its_browser_state(tmp_path: Path, registry: Registry) -> None:
-    first = registry.add("one")
-    second = registry.add("two", {"cookies": [], "origins": []})
+    first, _ = registry.add(SignIn("one", None))
+    second, _ = registry.add(SignIn("two", {"cookies": [], "origins": []}))
     assert [a.id for a in registry.accounts()] == [first.id, second.id]
     assert first.id != second.id
     assert first.id.startswith("acc_")
@@ -84,7 +85,7 @@ def test_a_sign_in_is_added_with_its_browser_state(tmp_path: Path, registry: Reg
 
 
 def test_a_damaged_browser_state_falls_back_to_the_token(tmp_path: Path, registry: Registry) -> None:
-    account = registry.add("one", {"cookies": [], "origins": []})
+    account, _ = registry.add(SignIn("one", {"cookies": [], "origins": []}))
     (tmp_path / "accounts" / account.id / "state.json").write_text("{")
     assert registry.browser_state(account.id) is None
     assert registry.token(account.id) == "one"
