@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
-
-import pytest
 
 from qwenproxy.activity import FAILURES_KEPT, Activity
 from qwenproxy.errors import AllWaiting, BadRequest, Severed
@@ -26,11 +25,11 @@ def test_requests_are_inside_until_they_are_left() -> None:
     activity = Activity(clock)
     with activity.begin("qwen") as first:
         clock.s = 101.5
-        with pytest.raises(ValueError, match="bug"), activity.begin("qwen3.7-max") as second:
+        with suppress(ValueError), activity.begin("qwen3.7-max") as second:
             assert activity.in_flight() == (first, second)
             assert (second.number, second.model, second.began_s) == (first.number + 1, "qwen3.7-max", 101.5)
             assert (second.account_id, second.started_s, second.pieces, second.place) == ("", None, 0, 0)
-            raise ValueError("bug")
+            raise ValueError("a bug")
         assert activity.in_flight() == (first,)
     assert activity.in_flight() == ()
 

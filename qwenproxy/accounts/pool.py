@@ -264,6 +264,7 @@ class Pool:
         finally:
             if waiter in self._queue:
                 self._queue.remove(waiter)
+                waiter.stand(0)
                 self._number_queue()
 
     def _serve_queue(self) -> None:
