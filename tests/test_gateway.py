@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from qwenproxy.activity import Activity
 from qwenproxy.chat import ChatRequest, Delta, Finished, Message, Started, Text, fold
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
+    AccountGone,
     AllWaiting,
     BadRequest,
     BrowserLost,
@@ -46,13 +48,14 @@ from qwenproxy.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
+End: TypeAlias = QwenProxyError | Callable[[str], QwenProxyError | None] | None
 HELLO = ChatRequest("qwen", (Message("user", "Hello"),))
 
 
 class ScriptedUpstream:
-    """Plays one scripted end after another; `None` is a good answer."""
+    """Plays one scripted end after another; `None` is a good answer, a function is called before it."""
 
-    def __init__(self, *ends: QwenProxyError | None) -> None:
+    def __init__(self, *ends: End) -> None:
         self.ends = list(ends)
         self.calls: list[tuple[str, str, Turn]] = []
         self.deleted: list[str] = []
@@ -88,6 +91,8 @@ class ScriptedUpstream:
         self.open += 1
         try:
             end = self.ends.pop(0) if self.ends else None
+            if callable(end):
+                end = end(account_id)
             late = isinstance(end, QwenProxyError) and getattr(end, "late", False)
             if end is not None and not late:
                 raise end
@@ -131,6 +136,7 @@ async def gateway(
     **settings: object,
 ) -> AsyncIterator[Gateway]:
     pauses = pauses or Pauses()
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "tokens.json").write_text(
         json.dumps([{"id": f"a{n}", "token": "t"} for n in range(accounts)])
     )
@@ -162,8 +168,8 @@ async def collect(gate: Gateway, seen: list[Delta]) -> None:
             seen.append(delta)  # noqa: PERF401 -- what came before the failure counts
 
 
-async def text(gate: Gateway, request: ChatRequest = HELLO) -> str:
-    async with aclosing(gate.stream(request)) as deltas:
+async def text(gate: Gateway, request: ChatRequest = HELLO, *, only: frozenset[str] | None = None) -> str:
+    async with aclosing(gate.stream(request, only=only)) as deltas:
         return fold([d async for d in deltas]).text
 
 
@@ -360,3 +366,170 @@ async def test_the_model_list_is_asked_once_and_stood_in_for(tmp_path: Path) -> 
     async with gateway(tmp_path, upstream) as gate:
         assert await gate.models() == BUILT_IN
         assert await text(gate) == "Hello you"
+
+
+# ---- limits of one model, guests, accounts that go ----
+
+
+async def test_a_models_limit_leaves_the_accounts_other_models(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(LimitReached("quota", wait_s=600, model_only=True))
+    async with gateway(tmp_path, upstream, accounts=1) as gate:
+        request = ChatRequest(BUILT_IN[0].id, HELLO.messages)
+        with pytest.raises(AllWaiting):
+            await text(gate, request)
+        with pytest.raises(AllWaiting):
+            await text(gate, request)
+        assert len(upstream.calls) == 1
+        assert await text(gate, ChatRequest(BUILT_IN[1].id, HELLO.messages)) == "Hello you"
+        assert gate.readiness() is None
+
+
+async def test_guests_alone_answer_a_request_that_brings_them(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(TokenRejected("out"))
+    async with gateway(tmp_path, upstream) as gate:
+        only = frozenset({"guest_1", "guest_2"})
+        for guest in sorted(only):
+            gate.pool.invite(guest)
+        assert await text(gate, only=only) == "Hello you"
+        assert set(upstream.accounts) == only
+        assert gate.activity.take_served() == {}
+        with pytest.raises(NoAccount):
+            await text(gate, only=frozenset({upstream.accounts[0]}))
+        assert len(upstream.calls) == 2
+
+
+async def test_an_account_deleted_before_its_answer_began_is_nobodys_failure(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+
+        def delete(account_id: str) -> QwenProxyError:
+            gate.pool.take_up(s.account for s in gate.pool.view().seats if s.account.id != account_id)
+            return BrowserLost("the page was closed")
+
+        upstream.ends = [delete, AccountGone("deleted")]
+        assert await text(gate) == "Hello you"
+        assert upstream.accounts == ["a0", "a1", "a2"]
+        assert gate.pool.usable() == ("a1", "a2")
+
+
+async def test_an_account_deleted_under_its_answer_is_named_as_the_cause(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+
+        def delete(account_id: str) -> QwenProxyError:
+            gate.pool.take_up(s.account for s in gate.pool.view().seats if s.account.id != account_id)
+            return late(BrowserLost("the page was closed"))
+
+        upstream.ends = [delete]
+        with pytest.raises(AccountGone):
+            await collect(gate, [])
+        assert len(upstream.calls) == 1
+        assert await text(gate) == "Hello you"
+
+
+async def test_the_last_account_deleted_under_a_request_leaves_none(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=1) as gate:
+
+        def delete(account_id: str) -> QwenProxyError:
+            gate.pool.take_up(())
+            return BrowserLost("the page was closed")
+
+        upstream.ends = [delete]
+        with pytest.raises(NoAccount):
+            await text(gate)
+        ended = gate.ended()
+        assert ended is not None
+        assert gate.readiness() == "none"
+
+
+# ---- what a person reads ----
+
+
+@pytest.mark.parametrize("headless", [True, False])
+async def test_a_human_check_names_the_account_and_the_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, headless: bool
+) -> None:
+    upstream = ScriptedUpstream(late(NeedsHuman("the site asks for a human verification")))
+    async with gateway(tmp_path, upstream, accounts=1, headless=headless) as gate:
+        with pytest.raises(NeedsHuman, match="accounts pass-check a0") as during:
+            await collect(gate, [])
+        with pytest.raises(NeedsHuman, match="accounts pass-check a0") as after:
+            await text(gate)
+        for message in (str(during.value), str(after.value)):
+            assert ("QWENPROXY_HEADLESS=0" in message) is headless
+            assert "\n" not in message
+        assert ("QWENPROXY_HEADLESS=0" in caplog.text) is headless
+        assert "accounts pass-check a0" in caplog.text
+        assert gate.activity.failures()[0].message == str(after.value)
+    assert len(upstream.calls) == 1
+
+
+async def test_an_accounts_refusal_does_not_keep_callers_away_from_the_others(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(*[LimitReached("limit", wait_s=3600)] * 4)
+    async with gateway(tmp_path, upstream, accounts=5) as gate:
+        with pytest.raises(LimitReached) as caught:
+            await text(gate)
+        assert caught.value.retry_after_s == 1
+        assert await text(gate) == "Hello you"
+
+
+# ---- what the owner sees ----
+
+
+async def test_a_request_is_seen_from_its_place_in_the_queue_to_its_end(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=1) as gate, anyio.create_task_group() as tasks:
+        held = [gate.pool.lease() for _ in range(2)]
+        for lease in held:
+            await lease.__aenter__()
+        go_on, seen = anyio.Event(), anyio.Event()
+
+        async def ask() -> None:
+            async with aclosing(gate.stream(HELLO)) as deltas:
+                async for delta in deltas:
+                    if isinstance(delta, Text):
+                        seen.set()
+                        await go_on.wait()
+
+        tasks.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        (request,) = gate.activity.in_flight()
+        assert (request.model, request.place, request.account_id) == ("qwen3.7-plus", 1, "")
+        assert (request.started_s, request.pieces) == (None, 0)
+        for lease in held:
+            await lease.__aexit__(None, None, None)
+        await seen.wait()
+        assert (request.place, request.account_id, request.pieces) == (0, "a0", 2)
+        assert request.started_s is not None
+        assert request.started_s >= request.began_s
+        assert gate.activity.take_served() == {}
+        go_on.set()
+    assert gate.activity.in_flight() == ()
+    assert gate.activity.take_served() == {"a0": 1}
+
+
+async def test_answers_are_counted_for_the_account_that_gave_them(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(LimitReached("limit", wait_s=60), None, late(Severed("cut")))
+    async with gateway(tmp_path, upstream, accounts=2) as gate:
+        await text(gate)
+        with pytest.raises(Severed):
+            await collect(gate, [])
+        await text(gate, ChatRequest("qwen", HELLO.messages, stop=("lo",)))
+        assert gate.activity.take_served() == {"a1": 2}
+        assert gate.activity.in_flight() == ()
+
+
+async def test_failures_are_kept_once_each_with_their_account(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(LimitReached("limit", wait_s=60), ContentBlocked("no"), Severed("cut"))
+    async with gateway(tmp_path, upstream, accounts=1) as gate:
+        with pytest.raises(AllWaiting):
+            await text(gate)
+        assert [(f.code, f.account_id) for f in gate.activity.failures()] == [
+            ("all_accounts_waiting", ""),
+            ("all_accounts_waiting", "a0"),
+        ]
+    async with gateway(tmp_path / "more", upstream) as gate:
+        with pytest.raises(ContentBlocked):
+            await text(gate)
+        assert gate.activity.failures() == ()

@@ -5,7 +5,7 @@ import random
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qwenproxy.errors import (
@@ -192,6 +192,44 @@ def test_other_waits() -> None:
     assert wait(in_stream("RateLimited: Guest limit exceeded")) == 24 * HOUR
 
 
+@pytest.mark.parametrize("code", ["quotaLimited", "quota_exhausted", "ExceedLimit"])
+def test_a_quota_is_that_of_the_model(code: str) -> None:
+    for error in (of(code, num=3), in_stream({"error": {"code": code, "details": "…", "num": 3}})):
+        assert wait(error) == 3 * HOUR
+        assert isinstance(error, LimitReached)
+        assert error.model_only
+
+
+@pytest.mark.parametrize(
+    ("details", "model_only"),
+    [
+        ("You've reached the upper limit for today's usage.", False),
+        ("Guest limit exceeded", False),
+        ("Qwen Chat: usage limit", False),
+        ("您今日的使用已达上限", False),
+        ("You have reached today's limit for this model.", True),
+        ("Qwen3.7-Max has reached its daily limit", True),
+        ("qwen-max-2 is used up for today", True),
+        ("该模型今日使用次数已达上限", True),
+        ("Вы исчерпали дневной лимит этой модели", True),
+        ("Você atingiu o limite diário deste modelo", True),
+    ],
+)
+def test_a_daily_limit_is_the_accounts_unless_it_names_a_model(details: str, model_only: bool) -> None:
+    for error in (of("RateLimited", details, num=4), in_stream(f"RateLimited: {details}")):
+        assert isinstance(error, LimitReached)
+        assert error.model_only is model_only
+        assert ("this model" in str(error)) is model_only
+
+
+def test_throttles_are_the_accounts_and_last_minutes() -> None:
+    for code in ("quota_limit", "Too_Many_Requests", "ParallelLimited"):
+        error = of(code, "Too many requests for this model", num=4)
+        assert isinstance(error, LimitReached)
+        assert not error.model_only
+        assert error.wait_s <= 120
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -211,6 +249,9 @@ def test_retry_after_is_believed_where_a_body_names_no_time() -> None:
     for code, expected in {"RateLimited": 60, "Too_Many_Requests": 5, "ParallelLimited": 5}.items():
         body = json.dumps({"success": False, "data": {"code": code}})
         assert wait(judge(429, headers, body)) == expected
+    body = json.dumps({"success": False, "data": {"code": "RateLimited"}})
+    assert wait(judge(429, {"retry-after": "7200"}, body)) == 2 * HOUR
+    assert wait(judge(429, {"retry-after": "999999"}, body)) == 48 * HOUR
     body = json.dumps({"success": False, "data": {"code": "RateLimited", "num": 2}})
     assert wait(judge(429, headers, body)) == 2 * HOUR
     assert wait(judge(429, {"retry-after": "Sat, 21 Nov 2026 12:01:30 GMT"}, "{}")) == 60
@@ -401,6 +442,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["success", "error", "ret", "code", "num", "data", "detail"]), JSON))
 @example({"error": {"code": "data_inspection_failed", "details": "\ud800"}})
 def test_no_answer_is_too_strange(body: dict[str, object]) -> None:
@@ -409,6 +451,7 @@ def test_no_answer_is_too_strange(body: dict[str, object]) -> None:
     assert isinstance(in_stream(body), QwenProxyError)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_no_header_is_too_strange(value: str) -> None:
     headers = {"retry-after": value, "x-actual-status-code": value, "content-type": value}
