@@ -7,12 +7,14 @@ with what is known of the service. Site and auth host are two origins, told apar
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import uvicorn
@@ -54,6 +56,9 @@ KEPT_HEADERS = (
     "user-agent",
     "bx-v",
 )
+NOTE = "standin.note"
+"""Where a request's record stands in its scope."""
+CHAT_IN_PATH = re.compile(r"/api/v2/chats/([0-9a-f-]{36})(/|$)")
 SECRET_FIELDS = ("password", "token", "refresh_token", "access_token")
 Guarded = Callable[[Request, Session], Awaitable[Response]]
 
@@ -70,6 +75,7 @@ class Standin:
     def __init__(self, options: Options | None = None) -> None:
         self.records = Records(options or Options())
         self.addresses = Addresses("", "")
+        self._numbers = count(1)
         self._sign_ins = SignIns(self.records)
         self._talks = Talks(self.records)
         self._chats = Chats(self.records)
@@ -202,22 +208,40 @@ class Standin:
             body = await request.body()
         except ClientDisconnect:
             return False
-        session = self._sign_ins.known(request)
+        text = _without_secrets(body)
         query = f"?{request.url.query}" if request.url.query else ""
         headers = {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
-        self.records.received.append(
-            {
-                "method": request.method,
-                "path": request.url.path + query,
-                "account": session.account if session else None,
-                "headers": headers,
-                "bearer": bool(self._sign_ins.bearer(request)),
-                "cookies": sorted(request.cookies),
-                "body": _without_secrets(body),
-                "at": time.monotonic(),
-            }
-        )
+        note = {
+            "number": next(self._numbers),
+            "method": request.method,
+            "path": request.url.path + query,
+            **self._whose(request, text),
+            "headers": headers,
+            "bearer": bool(self._sign_ins.bearer(request)),
+            "cookies": sorted(request.cookies),
+            "body": text,
+            "at": time.monotonic(),
+            "struck": [],
+        }
+        request.scope[NOTE] = note
+        self.records.received.append(note)
         return True
+
+    def _whose(self, request: Request, body: Any) -> dict[str, Any]:
+        """Whose the token, the cookie and the chat of a request are, each by itself."""
+        known, by_cookie = self._sign_ins.known(request), self._sign_ins.session(request)
+        access = self.records.tokens.get(self._sign_ins.bearer(request))
+        in_path = CHAT_IN_PATH.match(request.url.path)
+        chat_id = in_path[1] if in_path else body.get("chat_id") if isinstance(body, dict) else None
+        chat = self.records.chats.get(str(chat_id))
+        return {
+            "account": known.account if known else None,
+            "bearer_of": access.session.account if access else None,
+            "cookie_of": by_cookie.account if by_cookie else None,
+            "one_sign_in": access is not None and access.session is by_cookie,
+            "chat": chat_id,
+            "chat_of": chat.account if chat else None,
+        }
 
     def _site_routes(self) -> list[BaseRoute]:
         chats, talks, guard = self._chats, self._talks, self._guarded
@@ -299,7 +323,9 @@ class Standin:
         if self._sign_ins.session(request) is None:
             # The Bearer alone passes chats/new, but is challenged here (protocol §1.3).
             return punished(request)
-        return await self._talks.complete(request, session, self._queued("completions", session.account))
+        return await self._talks.complete(
+            request, session, self._queued(request, "completions", session.account)
+        )
 
     def _guarded(self, kind: str, handler: Guarded) -> Handler:
         """The handler behind the checks that all writes share, and behind the queued faults."""
@@ -308,7 +334,7 @@ class Standin:
             session = self._session_or_refusal(request)
             if isinstance(session, Response):
                 return session
-            for switch in self._queued(kind, session.account):
+            for switch in self._queued(request, kind, session.account):
                 if switch.name == DIALOG:
                     return challenged(request, session)
                 if switch.name in REFUSALS:
@@ -322,7 +348,7 @@ class Standin:
     def _faulted(self, kind: str, handler: Handler) -> Handler:
         async def faulted(request: Request) -> Response:
             session = self._sign_ins.known(request) or self._sign_ins.session(request)
-            for switch in self._queued(kind, session.account if session else ""):
+            for switch in self._queued(request, kind, session.account if session else ""):
                 if switch.name in REFUSALS:
                     return REFUSALS[switch.name](request, switch)
                 if switch.name == STALL:
@@ -365,13 +391,14 @@ class Standin:
             return refused(request, "RequestValidationError", details)
         return None
 
-    def _queued(self, kind: str, account: str) -> list[Switch]:
-        """The faults whose turn has come for this call; each is used up by one."""
+    def _queued(self, request: Request, kind: str, account: str) -> list[Switch]:
+        """The faults whose turn has come for this call; each is used up by one, and noted."""
         struck = []
         for fault in list(self.records.faults):
             if fault["on"] not in (kind, "any") or fault["account"] not in (None, account):
                 continue
             struck.append(Switch(fault["name"], fault["params"]))
+            request.scope[NOTE]["struck"].append(fault["name"])
             fault["times"] -= 1
             if fault["times"] <= 0:
                 self.records.faults.remove(fault)
