@@ -25,6 +25,13 @@ def main() -> int:
         access_token_s=arguments.access_token_s,
         settle_s=arguments.settle_s,
         demo=arguments.demo,
+        people=tuple(arguments.people),
+        person_in=arguments.person_in,
+        person_solves_s=arguments.person_solves_s,
+        person_activates_s=arguments.person_activates_s,
+        pending=arguments.pending,
+        identity=arguments.identity,
+        rotate_refresh=arguments.rotate_refresh,
         renew=arguments.renew,
     )
     try:
@@ -48,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--settle-s", type=float, default=2.0)
     parser.add_argument("--renew", choices=("load", "timer"), default="load")
     parser.add_argument("--demo", action="store_true", help="the sign-in page fills and sends its own form")
+    parser.add_argument("--people", nargs="+", default=list(Options().people), help="who that is, in turn")
+    parser.add_argument("--person-in", choices=("all", "windows"), default="all")
+    parser.add_argument("--person-solves-s", type=float, default=0.0, help="the verification, after so long")
+    parser.add_argument("--person-activates-s", type=float, default=0.0, help="the link in the mail")
+    parser.add_argument("--pending", choices=("overlay", "refused"), default="overlay")
+    parser.add_argument("--identity", choices=("", "page", "popup"), default="", help="tried first; refuses")
+    parser.add_argument("--rotate-refresh", action="store_true", help="a renewal ends the old refresh token")
     parser.add_argument("--http2", action="store_true", help="HTTP/2 over TLS, on one origin")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)

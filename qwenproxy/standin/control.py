@@ -30,6 +30,8 @@ class Control:
             "expire": self.expire,
             "revoke": self.revoke,
             "solve": self.solve,
+            "challenge": self.ask_for_a_human,
+            "activate": self.activate,
             "options": self.set_options,
             "token": self.token,
             "break": self.break_streams,
@@ -115,6 +117,20 @@ class Control:
                 session.challenged = False
         return JSONResponse({})
 
+    async def ask_for_a_human(self, request: Request) -> Response:
+        """From now on a verification stands in the pages of `{"account"}`, or of everybody."""
+        asked = await read_object(request) or {}
+        for session in self._records.sessions.values():
+            if asked.get("account") in (None, session.account):
+                session.challenged = True
+        return JSONResponse({})
+
+    async def activate(self, request: Request) -> Response:
+        """Somebody has opened the link in the mail to `{"account"}`."""
+        asked = await read_object(request) or {}
+        self._records.activated.add(str(asked.get("account")))
+        return JSONResponse({})
+
     async def set_options(self, request: Request) -> Response:
         asked = await read_object(request) or {}
         known = {item.name for item in fields(Options)} - set(FIXED_OPTIONS)
@@ -123,6 +139,9 @@ class Control:
             return JSONResponse(
                 {"error": f"unknown options {unknown}", "known": sorted(known)}, status_code=400
             )
+        if "people" in asked:
+            asked["people"] = tuple(asked["people"])
+            self._records.played = 0
         self._records.options = replace(self._records.options, **asked)
         return JSONResponse(asdict(self._records.options))
 

@@ -11,12 +11,17 @@ from typing import Any, Literal
 
 Era = Literal["B", "C"]
 Renewal = Literal["load", "timer"]
+Place = Literal["all", "windows"]
+Pending = Literal["overlay", "refused"]
+Identity = Literal["", "page", "popup"]
 Ending = Literal["finished", "aborted", "stopped", "failed"]
 
 SESSION_S = 30 * 24 * 3600
 """Seconds a sign-in lasts (protocol §1.2)."""
 FE_VERSIONS: dict[Era, str] = {"B": "0.2.91", "C": "0.3.12"}
 """The front-end build each era's pages name (protocol §2)."""
+PENDING_PREFIX = "pending@"
+"""E-mail addresses that begin so have to be confirmed first."""
 RECEIVED_LIMIT = 2000
 """Requests remembered for `GET /__standin__/received`."""
 
@@ -29,6 +34,20 @@ class Options:
     """Seconds a chat stays busy after its answer (protocol §13)."""
     demo: bool = False
     """The sign-in page fills and sends its own form."""
+    people: tuple[str, ...] = ("demo@example.com",)
+    """Who does so: one after the other, each sign-in the next; the last stays."""
+    person_in: Place = "all"
+    """Where a person acts who is played: `windows` leaves headless browsers alone."""
+    person_solves_s: float = 0.0
+    """After how long a played person solves the verification; 0: nobody does."""
+    person_activates_s: float = 0.0
+    """After how long a played person opens the link in the mail; 0: nobody does."""
+    pending: Pending = "overlay"
+    """What the site does with an e-mail address that is not confirmed yet (protocol §1.1, §1.3)."""
+    identity: Identity = ""
+    """How a played person tries the identity provider first, which refuses."""
+    rotate_refresh: bool = False
+    """A renewal gives another refresh token, and the old one is dead; sources disagree (Appendix B)."""
     renew: Renewal = "load"
     """When the page renews its access token: as it loads, or by a timer too."""
     cold_check: bool = True
@@ -141,6 +160,9 @@ class Records:
     marks_met: dict[str, int] = field(default_factory=dict)
     """How often each mark of a prompt has struck, for `times=`."""
     received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECEIVED_LIMIT))
+    played: int = 0
+    """How many of `people` have signed in."""
+    activated: set[str] = field(default_factory=set)
     closing: bool = False
     first_options: Options = field(init=False)
     streams: dict[int, Turn] = field(default_factory=dict)
@@ -155,7 +177,8 @@ class Records:
             turn.ending = turn.ending or "failed"
             turn.interrupted.set()
         self.options = self.first_options
-        for kept in (self.chats, self.faults, self.marks_met, self.received, self.accounts):
+        self.played = 0
+        for kept in (self.chats, self.faults, self.marks_met, self.received, self.accounts, self.activated):
             kept.clear()
         if sessions:
             self.sessions.clear()
@@ -166,6 +189,16 @@ class Records:
 
     def counters(self, account: str) -> Counters:
         return self.accounts.setdefault(account, Counters())
+
+    @property
+    def person(self) -> str:
+        """Whom the sign-in page plays next."""
+        people = self.options.people
+        return people[min(self.played, len(people) - 1)]
+
+    def pends(self, account: str) -> bool:
+        """Whether the account's e-mail address is not confirmed yet."""
+        return account.startswith(PENDING_PREFIX) and account not in self.activated
 
     def user_id(self, account: str) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_URL, account))

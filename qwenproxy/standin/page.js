@@ -17,6 +17,13 @@
     }
   };
 
+  // Where a person is played: one who cannot see a page does not act in it.
+  const somebody_here = setup.personIn === "all" || !/Headless/.test(navigator.userAgent);
+
+  function soon(seconds, act) {
+    if (seconds && somebody_here) setTimeout(act, seconds * 1000);
+  }
+
   const plain = (headers) => Object.fromEntries(new Headers(headers || {}).entries());
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -40,7 +47,24 @@
       'that Qwen Chat sometimes shows.</p><button type="button">I am</button></div>';
     dialog.querySelector("button").onclick = () => page_fetch("/__standin__/solve", { method: "POST" });
     document.body.append(dialog);
+    soon(setup.solvesAfterS, () => dialog.querySelector("button").click());
     return dialog;
+  }
+
+  const activate = (account) =>
+    page_fetch("/__standin__/activate", { method: "POST", body: JSON.stringify({ account }) });
+
+  // The e-mail address is not confirmed yet (protocol §1.1).
+  function show_pending(account) {
+    const overlay = document.createElement("div");
+    overlay.className = "account-pending-overlay";
+    overlay.innerHTML = '<div><h2>Confirm your e-mail address</h2><p>The stand-in plays the wait for the link ' +
+      'in the mail.</p><button type="button">Check again</button> <button type="button">Open the link</button></div>';
+    const [check, open] = overlay.querySelectorAll("button");
+    check.onclick = () => location.reload();
+    open.onclick = async () => { await activate(account); location.reload(); };
+    document.body.append(overlay);
+    soon(setup.activatesAfterS, () => open.click());
   }
 
   function headers(more) {
@@ -119,6 +143,8 @@
     const models = await (await api("/api/v2/models/")).json();
     show_models(models.data.data);
     if (!user) return;
+    if (user.role === "pending") show_pending(user.email);
+    if (setup.challenged) verified();
     if (era_c && setup.renew === "timer") renew_by_timer();
     const post = (data) => ({ method: "POST", body: JSON.stringify(data) });
     await Promise.all([
@@ -240,6 +266,9 @@
       const error = form.querySelector(".error");
       error.textContent = (answer.data && answer.data.details) || "Signing in did not work.";
       error.hidden = false;
+      if (answer.data && answer.data.code === "ACCOUNT_PENDING") {
+        soon(setup.activatesAfterS, async () => { await activate(form.email.value); form.requestSubmit(); });
+      }
       return;
     }
     localStorage.token = era_c ? answer.data.access_token : answer.data.token;
@@ -254,14 +283,26 @@
       event.preventDefault();
       sign_in(form);
     });
-    if (!setup.demo) return;
-    // The demo signs itself in, so that no program ever types into a sign-in page.
-    setTimeout(() => {
-      form.email.value = "demo@example.com";
-      form.password.value = "demo";
-      form.dispatchEvent(new Event("input"));
-      form.requestSubmit();
-    }, 400);
+    document.querySelector("#provider").onclick = ask_provider;
+    if (setup.demo && somebody_here) play(form);
+  }
+
+  // Where the person goes who would rather sign in with another account of theirs.
+  function ask_provider() {
+    if (setup.identity === "popup") window.open(setup.provider, "_blank", "popup,width=480,height=560");
+    else location.href = setup.provider;
+  }
+
+  // The demo signs itself in, so that no program ever types into a sign-in page.
+  async function play(form) {
+    await pause(400);
+    if (setup.identity) ask_provider();
+    if (setup.identity === "page") return;
+    if (setup.identity) await pause(1000);
+    form.email.value = setup.person;
+    form.password.value = "demo";
+    form.dispatchEvent(new Event("input"));
+    form.requestSubmit();
   }
 
   document.addEventListener("DOMContentLoaded", () => (setup.page === "auth" ? prepare_form() : boot()));

@@ -16,6 +16,7 @@ from .signins import SignIns
 
 PROMOTED = 4
 """Models that the landing page carries (protocol §7)."""
+LOOPBACK, OTHER_NAME = "127.0.0.1", "localhost"
 _HERE = Path(__file__).parent
 
 
@@ -33,6 +34,8 @@ class Pages:
             Route("/", self.chat),
             Route("/c/{chat_id}", self.chat),
             Route("/auth", self.sign_in),
+            Route("/o/oauth2/auth", _identity_provider),
+            Route("/v3/signin/rejected", self.rejected),
             Route(f"{self._assets()}/page.js", self.script),
             Route(f"{self._assets()}/page.css", self.style),
             Route("/favicon.ico", _nothing),
@@ -46,6 +49,11 @@ class Pages:
             return RedirectResponse("/", status_code=302)
         return self._page(request, "auth", _SIGN_IN_BODY, self._prerendered(None))
 
+    async def rejected(self, request: Request) -> Response:
+        """The identity provider does not take this window, as such providers say it."""
+        back = f"{self._site(request)}/auth"
+        return HTMLResponse(_REJECTED.format(assets=self._assets(), back=back))
+
     async def script(self, request: Request) -> Response:
         return Response(self._script, media_type="text/javascript")
 
@@ -55,8 +63,13 @@ class Pages:
     def _assets(self) -> str:
         return f"/g/qwenweb/qwen-chat-fe/{FE_VERSIONS[self._records.options.era]}"
 
+    def _site(self, request: Request) -> str:
+        """Where the site itself is, also when its other name was asked."""
+        return f"{request.url.scheme}://{LOOPBACK}:{request.url.port}"
+
     def _page(self, request: Request, kind: str, body: str, prerendered: dict[str, Any]) -> Response:
         options = self._records.options
+        session = self._sign_ins.session(request)
         setup = {
             "page": kind,
             "era": options.era,
@@ -64,6 +77,13 @@ class Pages:
             "version": FE_VERSIONS[options.era],
             "renew": options.renew,
             "demo": options.demo,
+            "person": self._records.person,
+            "personIn": options.person_in,
+            "solvesAfterS": options.person_solves_s,
+            "activatesAfterS": options.person_activates_s,
+            "identity": options.identity,
+            "provider": f"{_elsewhere(request)}/o/oauth2/auth",
+            "challenged": bool(session and session.challenged),
         }
         return HTMLResponse(
             _PAGE.format(
@@ -88,6 +108,16 @@ class Pages:
         if session and self._records.options.era == "B":
             data["user"] = self._sign_ins.user(session.account, session.cookie)
         return data
+
+
+def _elsewhere(request: Request) -> str:
+    """Another origin that leads here, for what is not the site's own: the same port by another name."""
+    name = OTHER_NAME if request.url.hostname == LOOPBACK else LOOPBACK
+    return f"{request.url.scheme}://{name}:{request.url.port}"
+
+
+async def _identity_provider(request: Request) -> Response:
+    return RedirectResponse("/v3/signin/rejected?rrk=1", status_code=302)
 
 
 async def _nothing(request: Request) -> Response:
@@ -128,8 +158,26 @@ placeholder="Password"></label>
 <button type="submit" class="qwenchat-auth-pc-submit-button" disabled>Log in</button>
 <p class="error" role="alert" hidden></p>
 </form>
+<p><button type="button" id="provider">Continue with Google</button></p>
 <p class="hint">Any e-mail address and any password will do, except the password &ldquo;wrong&rdquo;.</p>
 </main>"""
+_REJECTED = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Sign-in refused (stand-in)</title>
+<link rel="stylesheet" href="{{assets}}/page.css">
+</head>
+<body>
+<main class="card">
+<h1>Couldn&rsquo;t sign you in</h1>
+{_NOTICE}
+<p>This browser or app may not be secure.</p>
+<p><a href="{{back}}">Back</a></p>
+</main>
+</body>
+</html>
+"""
 _CHAT_BODY = f"""<div class="layout">
 <aside><h2>Chats</h2><ol id="chats"></ol></aside>
 <main>

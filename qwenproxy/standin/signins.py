@@ -22,8 +22,6 @@ REFUSED_PASSWORD = "wrong"  # noqa: S105 - the one password that the stand-in do
 Handler = Callable[[Request], Awaitable[Response]]
 Fallible = Callable[[str, Handler], Handler]
 """Puts a handler behind the faults queued for calls of that kind."""
-PENDING_PREFIX = "pending@"
-"""E-mail addresses that begin so belong to accounts that are not activated."""
 
 
 class SignIns:
@@ -96,7 +94,7 @@ class SignIns:
             "id": self._records.user_id(account),
             "email": account,
             "name": account.partition("@")[0].title(),
-            "role": "user",
+            "role": "pending" if self._records.pends(account) else "user",
             "profile_image_url": "/static/user.png",
             "token": token,
             "token_type": "Bearer",
@@ -122,7 +120,7 @@ class SignIns:
             or not email
         ):
             return refused(request, "INVALID_CRED", "The email or password is incorrect.")
-        if email.startswith(PENDING_PREFIX):
+        if self._records.pends(email) and self._records.options.pending == "refused":
             return refused(request, "ACCOUNT_PENDING", "Your account is not activated.", account_info={})
         return self._signed_in(request, email)
 
@@ -130,8 +128,13 @@ class SignIns:
         session = self.session(request)
         if session is None or self._wrong_origin(request):
             return unauthorized(request)
+        if self._records.options.rotate_refresh:
+            self._rotate(session)
         tokens = {"access_token": self._access_token(session), "refresh_token": session.cookie}
-        return enveloped(request, tokens)
+        answer = enveloped(request, tokens)
+        if self._records.options.rotate_refresh:
+            self._set_cookie(request, answer, session)
+        return answer
 
     async def who_am_i(self, request: Request) -> Response:
         session = self.credential(request)
@@ -167,15 +170,25 @@ class SignIns:
         if era_c:
             user = {key: user[key] for key in ("id", "email", "name", "role")} | {"access_token": token}
         answer = enveloped(request, user)
+        self._set_cookie(request, answer, session)
+        if email == self._records.person:
+            self._records.played += 1
+        return answer
+
+    def _set_cookie(self, request: Request, answer: Response, session: Session) -> None:
         answer.set_cookie(
             self.cookie_name,
             session.cookie,
             max_age=SESSION_S,
-            httponly=era_c,
+            httponly=self._records.options.era == "C",
             secure=request.url.scheme == "https",
             samesite="lax",
         )
-        return answer
+
+    def _rotate(self, session: Session) -> None:
+        del self._records.sessions[session.cookie]
+        session.cookie = self._long_token(session.account)
+        self._records.sessions[session.cookie] = session
 
     def _access_token(self, session: Session) -> str:
         now, life_s = time.time(), self._records.options.access_token_s

@@ -66,6 +66,92 @@ async def test_the_demo_page_signs_itself_in(chromium: Browser, standin: Standin
     assert standin.state()["sessions"][0]["account"] == "demo@example.com"
 
 
+async def test_people_sign_in_one_after_the_other(chromium: Browser, standin: Standin) -> None:
+    standin.options(demo=True, people=["one@example.com", "two@example.com"])
+    for _ in range(3):
+        context = await chromium.new_context()
+        page = await context.new_page()
+        async with page.expect_response(is_boot_end):
+            await page.goto(f"{standin.site}/auth")
+        await context.close()
+    assert accounts(standin) == ["one@example.com", "two@example.com", "two@example.com"]
+    standin.options(people=["three@example.com"])
+    page = await chromium.new_page()
+    async with page.expect_response(is_boot_end):
+        await page.goto(f"{standin.site}/auth")
+    assert accounts(standin)[3:] == ["three@example.com"]
+
+
+def accounts(standin: Standin) -> list[str]:
+    return [session["account"] for session in standin.state()["sessions"]]
+
+
+async def test_a_person_in_windows_leaves_a_headless_page_alone(chromium: Browser, standin: Standin) -> None:
+    standin.options(demo=True, person_in="windows")
+    page = await chromium.new_page()
+    await page.goto(standin.site)
+    await page.wait_for_url("**/auth")
+    await page.clock.install()
+    await page.clock.run_for(10_000)
+    assert accounts(standin) == []
+
+
+@pytest.mark.parametrize("pending", ["overlay", "refused"])
+async def test_an_address_is_confirmed_by_the_person(
+    chromium: Browser, standin: Standin, pending: str
+) -> None:
+    standin.options(demo=True, people=["pending@example.com"], pending=pending)
+    page = await chromium.new_page()
+    await page.goto(f"{standin.site}/auth")
+    if pending == "refused":
+        await page.get_by_text("Your account is not activated.").wait_for()
+        assert "/auth" in page.url
+        standin.options(person_activates_s=0.1)
+        async with page.expect_response(is_boot_end):
+            await page.reload()
+    else:
+        await page.locator(".account-pending-overlay").wait_for()
+        async with page.expect_response(is_boot_end):
+            await page.get_by_text("Open the link").click()
+    await page.get_by_text("Signed in as pending@example.com").wait_for()
+    assert not await page.locator(".account-pending-overlay").count()
+
+
+@pytest.mark.parametrize("identity", ["page", "popup"])
+async def test_an_identity_provider_on_another_origin_refuses(
+    chromium: Browser, standin: Standin, identity: str
+) -> None:
+    standin.options(demo=True, identity=identity)
+    context = await chromium.new_context()
+    page = await context.new_page()
+    if identity == "popup":
+        async with context.expect_page() as popup, page.expect_response(is_boot_end):
+            await page.goto(f"{standin.site}/auth")
+        page = await popup.value
+    else:
+        await page.goto(f"{standin.site}/auth")
+    await page.wait_for_url("**/v3/signin/rejected**")
+    assert not page.url.startswith(standin.site)
+    standin.options(demo=False)
+    await page.get_by_text("Back").click()
+    await page.wait_for_url(f"{standin.site}/{'' if identity == 'popup' else 'auth'}")
+
+
+async def test_a_challenged_sign_ins_page_shows_the_dialog_until_it_is_solved(
+    chromium: Browser, standin: Standin
+) -> None:
+    context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
+    standin._control("POST", "challenge", {"account": "one@example.com"})
+    page = await context.new_page()
+    await page.goto(standin.site)
+    await page.locator(".baxia-dialog #waf_nc_block").wait_for()
+    standin.options(person_solves_s=0.1)
+    await page.reload()
+    await page.locator(".baxia-dialog").wait_for()
+    await page.locator(".baxia-dialog").wait_for(state="detached")
+    assert [session["challenged"] for session in standin.state()["sessions"]] == [False]
+
+
 async def test_a_refused_token_is_renewed_as_the_page_loads(chromium: Browser, standin: Standin) -> None:
     context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
     page = await context.new_page()

@@ -47,12 +47,37 @@ def test_an_older_sign_in_gives_a_long_token_in_a_cookie(standin: Standin) -> No
 
 def test_bad_sign_ins(standin: Standin) -> None:
     assert sign_in(standin, "wrong").json()["data"]["code"] == "INVALID_CRED"
-    assert sign_in(standin, email="pending@example.com").json()["data"]["code"] == "ACCOUNT_PENDING"
     body = {"email": "one@example.com", "password": "unhashed"}
     url = f"{standin.auth}/api/v2/auths/signin"
     assert httpx.post(url, json=body, headers=HEADERS).json()["data"]["code"] == "INVALID_CRED"
     bare = httpx.post(url, json=body, headers={"version": "1"}).json()
     assert bare["data"]["details"] == "Invalid request header"
+
+
+def test_an_address_that_is_not_confirmed_is_refused_or_waits(standin: Standin) -> None:
+    email = "pending@example.com"
+    standin.options(pending="refused")
+    assert sign_in(standin, email=email).json()["data"]["code"] == "ACCOUNT_PENDING"
+    standin.options(pending="overlay")
+    token = sign_in(standin, email=email).json()["data"]["access_token"]
+    assert me(standin, token).json()["data"]["role"] == "pending"
+    standin._control("POST", "activate", {"account": email})
+    assert me(standin, token).json()["data"]["role"] == "user"
+    standin.options(pending="refused")
+    assert sign_in(standin, email=email).json()["success"] is True
+
+
+def test_a_refresh_token_may_be_good_for_one_renewal(standin: Standin) -> None:
+    standin.options(rotate_refresh=True)
+    url = f"{standin.auth}/api/v2/auths/refresh"
+    first = sign_in(standin).cookies
+    answer = httpx.get(url, cookies=first, headers=HEADERS)
+    second = answer.cookies
+    assert answer.json()["data"]["refresh_token"] == second["refresh_token"] != first["refresh_token"]
+    assert "HttpOnly" in answer.headers["set-cookie"]
+    assert httpx.get(url, cookies=first, headers=HEADERS).json()["data"]["code"] == "Unauthorized"
+    assert httpx.get(url, cookies=second, headers=HEADERS).json()["success"] is True
+    assert me(standin, answer.json()["data"]["access_token"]).json()["success"] is True
 
 
 def test_a_renewal_needs_the_session_alone(standin: Standin) -> None:
