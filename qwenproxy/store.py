@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -33,8 +34,8 @@ LOCK_LOOK_S = 0.01
 REPLACE_PATIENCE_S = 3.0
 """On Windows a virus scanner or an indexer may hold a file for moments; nothing may replace it then."""
 
-LARGEST_BYTES = 16 * 1024 * 1024
-"""No file of ours comes near; a larger one is somebody's mistake and is not taken into memory."""
+LARGEST_BYTES = 64 * 1024 * 1024
+"""No file of ours comes near; a larger one is somebody's mistake: it is not taken into memory, nor made."""
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
@@ -111,6 +112,8 @@ def write(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """The same for plain text."""
+    if len(text) > LARGEST_BYTES // 4:  # a character takes at most four bytes
+        raise StoreError(f"{path.name} cannot be written: it is too large")
     try:
         make_folder(path.parent)
         _refuse_odd(path)
@@ -139,6 +142,23 @@ def remove(path: Path) -> None:
         return
     except OSError as exc:
         raise StoreError(f"{path.name} cannot be deleted: {_reason(exc)}") from exc
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes the folder with all that is in it, if there is one; of a link only the link.
+
+    Raises:
+        StoreError: not all of it could be deleted.
+    """
+    try:
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+        if path.parent.is_dir():
+            _sync_folder(path.parent)
+    except OSError as exc:
+        raise StoreError(f"the folder {path.name} cannot be deleted: {_reason(exc)}") from exc
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def tidy(session_dir: Path) -> Iterator[str]:
         store.sweep(folder, OURS_PER_ACCOUNT)
     mine = [path for path in session_dir.glob("*.json*") if not path.is_dir()]
     inside = [path / name for path in folders for name in OURS_PER_ACCOUNT]
-    for path in [session_dir, session_dir / "accounts", *mine, *folders, *inside]:
+    for path in [session_dir.resolve(), session_dir / "accounts", *mine, *folders, *inside]:
         try:
             opened |= store.make_private(path)
         except FileNotFoundError:
@@ -72,7 +72,7 @@ def healed(session_dir: Path, now: datetime) -> tuple[list[Row], str]:
         return found, f"tokens.json was missing; {_count(found)} found again" if found else ""
     usable, odd = rows.parted(value)
     if odd:
-        found = _merged(usable, odd, now)
+        found = _with_new_ids(usable, odd, now)
         aside = store.put_aside(path, now)
         return found, (
             f"tokens.json held {len(odd)} without a usable id of its own; {len(found) - len(usable)} of them "
@@ -83,6 +83,22 @@ def healed(session_dir: Path, now: datetime) -> tuple[list[Row], str]:
         found = [known.get(row["id"], row) for row in _rows_of_folders(session_dir)]
         return found, f"another program had emptied tokens.json; {_count(found)} found again" if found else ""
     return usable, ""
+
+
+def put_state_aside(path: Path, now: datetime) -> str:
+    """Moves a browser state that is none out of the way; its new name, or "" if it is sound or missing.
+
+    Raises:
+        SessionDamaged: it may not be read.
+        StoreError: it cannot be moved.
+    """
+    with suppress(ValueError):
+        raw = store.read_bytes(path)
+        if raw is None or rows.is_state(store.parse(raw)):
+            return ""
+    aside = store.put_aside(path, now)
+    store.remove(path)
+    return aside
 
 
 def token_in_file(path: Path) -> str:
@@ -133,25 +149,28 @@ def _rows_of_folders(session_dir: Path) -> list[Row]:
     return found
 
 
-def _merged(known: list[Row], more: Iterable[Any], now: datetime) -> list[Row]:
-    """Both; of an account that both name the second, which is the newer, counts, but a removal stays one.
-
-    A row without a usable id of its own gets a new one if it has a token that no other row has.
-    """
+def _merged(known: list[Row], newer: Iterable[Any], now: datetime) -> list[Row]:
+    """Both; of an account that both name what is newer counts, but a removal stays one."""
     merged = {row["id"].lower(): row for row in known}
-    fit, odd = rows.parted(more)
-    for row in fit:
+    usable, odd = rows.parted(newer)
+    for row in usable:
         before = merged.get(row["id"].lower(), {})
-        removed = {"removed": True} if before.get("removed") or row.get("removed") else {}
+        removed = {"removed": True} if before.get("removed") else {}
         merged[row["id"].lower()] = {**before, **row, **removed}
+    return _with_new_ids(list(merged.values()), odd, now)
+
+
+def _with_new_ids(known: list[Row], odd: Iterable[Any], now: datetime) -> list[Row]:
+    """The rows, and those without a usable id of their own that have a token which no other row has."""
+    found = list(known)
     made = int(now.timestamp() * 1000)
     for row in odd:
         token = rows.token_of(row) if isinstance(row, dict) else ""
-        if token and token not in map(rows.token_of, merged.values()):
-            while f"acc_{made}" in merged:
+        if token and token not in map(rows.token_of, found):
+            while f"acc_{made}" in {row["id"].lower() for row in found}:
                 made += 1
-            merged[f"acc_{made}"] = {**row, "id": f"acc_{made}"}
-    return list(merged.values())
+            found.append({**row, "id": f"acc_{made}"})
+    return found
 
 
 def _count(found: list[Row]) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -81,22 +80,35 @@ class Registry:
             yield line
         left: list[Row] = []
         for row in known:
-            problem = self._emptied(row["id"]) if row.get("removed") else ""
-            if problem:
-                yield problem
-            if problem or not row.get("removed"):
-                left.append(rows.clamped(row, now))
-        if left or os.path.lexists(self._path):
+            if row.get("removed"):
+                try:
+                    store.remove_folder(self._folders / row["id"])
+                    continue
+                except StoreError as exc:
+                    yield f"deleting account {row['id']} could not be finished: {exc}"
+            left.append(rows.clamped(row, now))
+        if left or self.there():
             self._write(left)
         for row in left:
             self._finish(row)
-            lone = self._lone_token(row["id"])
-            if lone and lone != rows.token_of(row):
-                newer = "token.txt" if self.token(row["id"]) == lone else "tokens.json"
-                log.info(
-                    "account %s: token.txt and tokens.json differ; the one of %s is newer", row["id"], newer
-                )
+            self._compare_tokens(row)
+            try:
+                aside = healing.put_state_aside(self._file(row["id"], "state.json"), now)
+            except SessionDamaged as exc:
+                yield f"account {row['id']}: {exc}"
+            else:
+                if aside:
+                    yield (
+                        f"account {row['id']}: its browser state was damaged and put aside as {aside}; "
+                        "its last token is left, and signing in again is the lasting way"
+                    )
         self._drop_pending({row["id"] for row in left})
+
+    def _compare_tokens(self, row: Row) -> None:
+        lone = self._lone_token(row["id"])
+        if lone and rows.token_of(row) and lone != rows.token_of(row):
+            newer = "token.txt" if self.token(row["id"]) == lone else "tokens.json"
+            log.info("account %s: token.txt and tokens.json differ; %s is used", row["id"], newer)
 
     def accounts(self) -> tuple[Account, ...]:
         """All of them, in the file's order."""
@@ -183,20 +195,24 @@ class Registry:
             if row is None:
                 return False
             self._replace_row({**row, "removed": True})
-            problem = self._emptied(account_id)
-            if problem:
-                raise StoreError(problem)
+            store.remove_folder(self._folders / account_id)
             self._write([row for row in self._all_rows() if row["id"] != account_id])
             return True
 
     def browser_state(self, account_id: str) -> dict[str, Any] | None:
-        """The saved browser state; None where there is none that can be read: the token is left then."""
+        """The saved browser state; None where there is none that can be read: the token is left then.
+
+        Neither counts the state of a sign-in that another program has replaced in `tokens.json`.
+        """
         row = self._row(account_id)
         if row is None:
             return None
         self._given[account_id] = row.get("signedInAt")
         pending = self._pending(row)
-        return pending["state"] if pending else self._read_state(self._file(account_id, "state.json"))
+        if pending:
+            return pending.state
+        state = self._read_state(self._file(account_id, "state.json"))
+        return None if rows.outlives(rows.token_of(row), state) else state
 
     def token(self, account_id: str) -> str:
         """The last known token, or "" where none is stored. A secret: for the browser's storage alone.
@@ -280,19 +296,22 @@ class Registry:
             store.write(folder / PENDING, {"token": sign_in.token, "state": sign_in.state})
             self._replace_row(changed)
         except BaseException:
-            if fresh and self._row(row["id"]) is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(StoreError, OSError):
+                current = self._row(row["id"])
+                if current is None or self._pending(current) is None:
+                    (folder / PENDING).unlink(missing_ok=True)
+                    if fresh:
+                        folder.rmdir()
             raise
         self._finish(changed)
         return self._account(changed)
 
-    def _pending(self, row: Row) -> dict[str, Any] | None:
+    def _pending(self, row: Row) -> SignIn | None:
         """A sign-in that is the row's already and not yet in its files."""
         with suppress(SessionDamaged):
             found = store.read(self._file(row["id"], PENDING))
             if isinstance(found, dict) and found.get("token") == row.get("token"):
-                state = found.get("state")
-                return {"token": found["token"], "state": state if isinstance(state, dict) else None}
+                return SignIn(found["token"], found.get("state"))
         return None
 
     def _finish(self, row: Row) -> None:
@@ -300,33 +319,20 @@ class Registry:
         if pending is None:
             return
         file = self._file(row["id"], "state.json")
-        if pending["state"] is None:
+        if pending.state is None:
             store.remove(file)
         else:
-            store.write(file, pending["state"])
-        store.write_text(self._file(row["id"], "token.txt"), pending["token"])
+            store.write(file, pending.state)
+        store.write_text(self._file(row["id"], "token.txt"), pending.token)
         store.remove(self._file(row["id"], PENDING))
 
     def _drop_pending(self, known: set[str]) -> None:
         """Sign-ins that never came to count: nobody was told that they did."""
         for folder in healing.account_folders(self._dir):
-            with suppress(OSError, StoreError):
-                store.remove(folder / PENDING)
+            with suppress(OSError):
+                (folder / PENDING).unlink()
                 if folder.name not in known:
                     folder.rmdir()
-
-    def _emptied(self, account_id: str) -> str:
-        """Deletes the account's folder; says why if it cannot, else ""."""
-        folder = self._folders / account_id
-        try:
-            if folder.is_symlink():
-                folder.unlink()
-            elif folder.exists():
-                shutil.rmtree(folder)
-        except OSError as exc:
-            reason = exc.strerror or type(exc).__name__
-            return f"the folder of the deleted account {account_id} cannot be deleted yet: {reason}"
-        return ""
 
     def _is_of(self, row: Row, state: Mapping[str, Any]) -> bool:
         """Whether the state belongs to the row's sign-in, as far as can be told."""
@@ -361,7 +367,7 @@ class Registry:
             state = store.read(path)
         except SessionDamaged:
             return None
-        return state if isinstance(state, dict) and isinstance(state.get("cookies"), list) else None
+        return state if rows.is_state(state) else None
 
     def _lone_token(self, account_id: str) -> str:
         return healing.token_in_file(self._file(account_id, "token.txt"))

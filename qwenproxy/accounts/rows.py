@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import jwt
 
@@ -28,6 +28,7 @@ SAFE_ID = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)\Z)[A-Za-z0-9][A-Za-z0
 LONGEST_WAIT = timedelta(hours=48)
 """A clock that was wrong once, or a garbled time, rests no account longer than this."""
 
+_TORN_ROW = re.compile(r'\{\s*"id"\s*:\s*"(?P<id>[^"\\]*)"\s*,\s*"token"\s*:\s*"(?P<token>[^"\\]*)"')
 MOST_TRIES = 10_000
 """How often a damaged file is looked into for a row that is whole."""
 
@@ -88,7 +89,7 @@ def parted(value: Iterable[Any]) -> tuple[list[Row], list[Any]]:
 
 
 def salvaged(raw: bytes) -> list[Row]:
-    """The rows that are whole in a damaged file, for example one that ends too early."""
+    """The rows of a damaged file that still tell id and token, for example of one that ends too early."""
     text = raw.decode("utf-8", errors="replace").replace("\0", "")
     decoder, found, start = json.JSONDecoder(), list[Row](), 0
     for _ in range(MOST_TRIES):
@@ -98,8 +99,9 @@ def salvaged(raw: bytes) -> list[Row]:
         try:
             row, start = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
+            torn = _TORN_ROW.match(text, start)
+            row = torn.groupdict() if torn else {}
             start += 1
-            continue
         if {"id", "token"} <= row.keys():
             found.append(row)
     return found
@@ -138,8 +140,13 @@ def edited(row: Row, before: Account, after: Account) -> Row:
 
 def clamped(row: Row, now: datetime) -> Row:
     """The row without waits that are longer than any can be; the same row if there are none."""
-    until = instant(row.get("resetAt"))
-    return {**row, "resetAt": _written(now + LONGEST_WAIT)} if until and until - now > LONGEST_WAIT else row
+    changed: Row = {}
+    if _too_far(row.get("resetAt"), now):
+        changed["resetAt"] = _written(now + LONGEST_WAIT)
+    models = row.get("modelResetAt")
+    if isinstance(models, dict) and any(_too_far(until, now) for until in models.values()):
+        changed["modelResetAt"] = {model: _written(soon(until, now)) for model, until in models.items()}
+    return {**row, **changed} if changed else row
 
 
 def signed_in(row: Row, sign_in: SignIn, now: datetime) -> Row:
@@ -167,7 +174,7 @@ def same_person(row: Row, sign_in: SignIn) -> bool | None:
     """Whether the sign-in is that row's; None where neither the service nor the tokens tell."""
     if _text(row.get("userId")) and sign_in.user_id:
         return _text(row.get("userId")) == sign_in.user_id
-    if token_of(row) == sign_in.token:
+    if sign_in.token and token_of(row) == sign_in.token:
         return True
     return same_owner(token_of(row), sign_in.token)
 
@@ -180,6 +187,11 @@ def same_owner(one: str, other: str) -> bool | None:
 
 def token_of(row: Row) -> str:
     return _text(row.get("token")).strip()
+
+
+def is_state(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it has the shape of a browser state."""
+    return isinstance(value, dict) and isinstance(value.get("cookies"), list)
 
 
 def token_in(state: Any) -> str:
@@ -200,6 +212,15 @@ def ends_at(state: Any, token: str) -> datetime | None:
     cookies = (c for c in _dicts(state, "cookies") if c.get("name") in SESSION_COOKIES)
     ends = [end for end in (_moment(cookie.get("expires")) for cookie in cookies) if end is not None]
     return max(ends, default=None) or _moment(claims(token).get("exp"))
+
+
+def outlives(token: str, state: Any) -> bool:
+    """Whether the token ends so much later than the browser state that the state cannot be of its sign-in.
+
+    The service may renew the one a moment before the other; days mean that somebody signed in elsewhere.
+    """
+    token_end, state_end = _moment(claims(token).get("exp")), ends_at(state, token_in(state))
+    return token_end is not None and state_end is not None and token_end - state_end > timedelta(days=1)
 
 
 def newest(tokens: Iterable[str]) -> str:
@@ -228,6 +249,11 @@ def soon(value: Any, now: datetime) -> datetime | None:
     """The same for the end of a wait, at most `LONGEST_WAIT` from now."""
     until = instant(value)
     return None if until is None else min(until, now + LONGEST_WAIT)
+
+
+def _too_far(value: Any, now: datetime) -> bool:
+    until = instant(value)
+    return until is not None and until - now > LONGEST_WAIT
 
 
 def _age(token: str) -> tuple[float, float]:
