@@ -26,11 +26,11 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat clock settings accounts.account",
-    "store accounts.rows logs limits activity guests qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "accounts.healing",
+    "store accounts.rows logs limits activity guests keys account_table qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "accounts.healing questions dashboard",
     "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat server.responses",
-    "accounts.pool qwen.client janitor browser.chromium server.body server.connection server.guard",
-    "gateway browser.bridge server.relay checkup",
+    "accounts.pool account_actions qwen.client janitor browser.chromium server.body server.connection server.guard",
+    "gateway browser.bridge server.relay checkup live",
     "browser.contexts server.status_routes server.account_routes",
     "browser.login browser.__main__ server.app engine",
     "demo",
@@ -48,9 +48,11 @@ MAY_IMPORT = {
 """The folders that know only themselves and the modules outside all folders."""
 
 PURE = {
+    "account_table",
     "accounts.account",
     "accounts.rows",
     "chat",
+    "dashboard",
     "errors",
     "limits",
     "qwen.sse",
@@ -91,6 +93,8 @@ ONLY_IN = {
     "starlette": ("server.",),
     "uvicorn": ("server.",),
     "filelock": ("store", "ledger"),
+    "questionary": ("questions",),
+    "prompt_toolkit": ("keys", "questions"),
 }
 """Libraries whose types do not cross the border of these modules."""
 
