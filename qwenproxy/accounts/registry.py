@@ -228,7 +228,7 @@ class Registry:
 
     def served(self, day: date) -> Mapping[str, int]:
         """Requests answered on that day, by account."""
-        with suppress(SessionDamaged):
+        with suppress(SessionDamaged, ValueError):
             return _counts(store.read(self._dir / "served.json")).get(day.isoformat(), {})
         return {}
 

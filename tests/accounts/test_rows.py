@@ -69,7 +69,7 @@ def test_invalid_is_what_it_says(value: Any, invalid: bool) -> None:
 
 
 def test_fields_of_another_type_are_as_good_as_none() -> None:
-    odd = {name: [{}] for name in rows.NAMES.values()}
+    odd: dict[str, Any] = {name: [{}] for name in rows.NAMES.values()}
     assert account(**odd) == Account("a")
     assert account(modelResetAt={"m": 5}) == Account("a")
 
