@@ -32,7 +32,7 @@ RUSSIAN: Final = str.maketrans("йцукенгшщзфывапролдячсми
 
 @contextmanager
 def pressed(hear: Callable[[str], object]) -> Iterator[None]:
-    """Tells `hear` each key while inside: a letter, digit or sign as it is, else a name of `NAMES`; others never.
+    """Tells `hear` each key while inside: letters, digits and signs as they are, of others those of `NAMES`.
 
     The terminal is raw, so Ctrl-C comes as a key. It is itself again afterwards, whatever happened.
     """

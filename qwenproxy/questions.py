@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import questionary
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import Application
+from prompt_toolkit.application import Application, create_app_session
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.renderer import CPR_Support
 from questionary.prompts.common import InquirerControl
 
@@ -88,8 +90,10 @@ async def line(question: str, default: str = "", *, drawn: bool = True) -> str |
     """What is written until Enter."""
     if not drawn:
         try:
-            session: PromptSession[str] = PromptSession()
-            return await session.prompt_async(f"{question} ", default=default, handle_sigint=False)
+            # Plain, or even this would be told to hide and show its cursor.
+            with create_app_session(output=PlainTextOutput(sys.stdout)):
+                session: PromptSession[str] = PromptSession()
+                return await session.prompt_async(f"{question} ", default=default, handle_sigint=False)
         except (EOFError, KeyboardInterrupt):
             return None
     asked = questionary.text(question, default=default, qmark="", style=STYLE, erase_when_done=True)

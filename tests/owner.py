@@ -7,11 +7,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
+import pyte
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.output.vt100 import Vt100_Output
 from rich.console import Console
 
 from qwenproxy.accounts.account import Account, SignIn
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.errors import AccountGone, QwenProxyError, SignInFailed
+from tests.serve import until_async
 
 Say = Callable[[str], object]
 
@@ -102,3 +106,38 @@ def kept_console(width: int = 100, height: int = 40) -> tuple[Console, io.String
         _environ={"TERM": "xterm"},
     )
     return console, written
+
+
+class Screen:
+    """What stands on the terminal now."""
+
+    def __init__(self, written: io.StringIO, width: int, height: int) -> None:
+        self._written = written
+        self._screen = pyte.Screen(width, height)
+        self._stream = pyte.Stream(self._screen)
+        self._read = 0
+
+    @property
+    def text(self) -> str:
+        written = self._written.getvalue()
+        self._stream.feed(written[self._read :].replace("\n", "\r\n"))
+        self._read = len(written)
+        return "\n".join(line.rstrip() for line in self._screen.display)
+
+    @property
+    def written(self) -> str:
+        return self._written.getvalue()
+
+    async def until(self, *texts: str, without: str = "") -> None:
+        try:
+            await until_async(
+                lambda: all(text in self.text for text in texts) and not (without and without in self.text),
+                10,
+            )
+        except TimeoutError:
+            raise AssertionError(f"not on the screen: {texts}, without {without!r}\n{self.text}") from None
+
+
+def drawing_on(written: io.StringIO, width: int = 100, height: int = 40) -> Vt100_Output:
+    """Where questions are drawn, so that all of it is on one screen."""
+    return Vt100_Output(written, lambda: Size(rows=height, columns=width), term="xterm")

@@ -33,7 +33,9 @@ LAYERS = (
     "gateway browser.bridge server.relay checkup live",
     "browser.contexts server.status_routes server.account_routes",
     "browser.login browser.__main__ server.app engine",
-    "demo",
+    "demo menu",
+    "proxy account_commands",
+    "doctor",
     "cli",
     "__main__",
 )

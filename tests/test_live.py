@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
-import pyte
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
@@ -26,7 +25,7 @@ from qwenproxy.activity import Activity, InFlight
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import SignInFailed, UpstreamTimeout
 from qwenproxy.live import View, _Speeds
-from tests.owner import Persons, kept_console, sign_in
+from tests.owner import Persons, Screen, kept_console, sign_in
 from tests.serve import until_async
 from tests.terminal import CTRL_C, ENTER, ESC
 
@@ -62,7 +61,6 @@ def serving(tmp_path: Path) -> Serving:
     registry = Registry(tmp_path / "session", CLOCK)
     for email in (ANNA, BORIS, CLARA):
         registry.add(sign_in(email))
-    registry.add_served(CLOCK.now().date(), {})  # XXX
     pool = Pool(registry.accounts(), registry, CLOCK, slots=2, pace_s=0, queue_timeout_s=5)
     return Serving(registry, pool, Activity(CLOCK), Persons(registry))
 
@@ -71,36 +69,6 @@ def serving(tmp_path: Path) -> Serving:
 def keyboard() -> Iterator[PipeInput]:
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         yield pipe
-
-
-class Screen:
-    """What stands on the terminal now."""
-
-    def __init__(self, written: io.StringIO, width: int, height: int) -> None:
-        self._written = written
-        self._screen = pyte.Screen(width, height)
-        self._stream = pyte.Stream(self._screen)
-        self._read = 0
-
-    @property
-    def text(self) -> str:
-        written = self._written.getvalue()
-        self._stream.feed(written[self._read :].replace("\n", "\r\n"))
-        self._read = len(written)
-        return "\n".join(line.rstrip() for line in self._screen.display)
-
-    @property
-    def written(self) -> str:
-        return self._written.getvalue()
-
-    async def until(self, *texts: str, without: str = "") -> None:
-        try:
-            await until_async(
-                lambda: all(text in self.text for text in texts) and not (without and without in self.text),
-                10,
-            )
-        except TimeoutError:
-            raise AssertionError(f"not on the screen: {texts}, without {without!r}\n{self.text}") from None
 
 
 @asynccontextmanager
