@@ -31,6 +31,8 @@ LAYERS = (
     "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat server.responses",
     "accounts.pool account_actions qwen.client janitor browser.chromium server.body server.connection server.guard",
     "gateway browser.bridge server.relay checkup live",
+    "browser.site_page",
+    "browser.account_context",
     "browser.contexts server.status_routes server.account_routes",
     "browser.login browser.__main__ server.app engine",
     "demo menu",

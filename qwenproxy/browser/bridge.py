@@ -165,6 +165,8 @@ class Bridge:
         self._starts = _Together(partial(self._tell, "start"))
         self._aborts = _Together(partial(self._tell, "abort"))
         self._lost: str | None = None
+        self._idle = anyio.Event()
+        self._idle.set()
         self._heard_at_s = time.monotonic()
 
     def __repr__(self) -> str:
@@ -202,6 +204,8 @@ class Bridge:
         self._numbers += 1
         number, answer = self._numbers, PageAnswer()
         self._answers[number] = answer
+        if self._idle.is_set():
+            self._idle = anyio.Event()
         try:
             wanted = {
                 "method": call.method,
@@ -217,12 +221,25 @@ class Bridge:
             yield answer
         finally:
             del self._answers[number]
-            if answer.in_page:
-                await self._abort(number)
+            try:
+                if answer.in_page:
+                    await self._abort(number)
+            finally:
+                if not self._answers:
+                    self._idle.set()
 
     async def credential(self) -> str:
         """The mark of the token that the page holds now; "" for none. Raises: BrowserLost."""
         return str(await self._call("credential"))
+
+    async def asks_human(self) -> bool:
+        """Whether a verification dialog stands in the page (protocol §6.3). Raises: BrowserLost."""
+        return bool(await self._call("asked"))
+
+    async def drained(self) -> None:
+        """Returns when nobody has a call here."""
+        while self._answers:
+            await self._idle.wait()
 
     async def ping(self) -> None:
         """Raises: BrowserLost."""

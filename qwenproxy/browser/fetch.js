@@ -90,13 +90,17 @@
     return box.width > 0 && box.height > 0 && getComputedStyle(element).visibility !== "hidden";
   }
 
+  function asked() {
+    return [...document.querySelectorAll(DIALOGS)].some(visible);
+  }
+
   // A challenged call neither fails nor answers: it hangs until a person solves the dialog (protocol §2, §6.3).
   function lookForDialog() {
     const pending = [...calls.values()].filter((call) => call.pending);
     if (pending.length === 0) {
       clearInterval(dialogTimer);
       dialogTimer = 0;
-    } else if ([...document.querySelectorAll(DIALOGS)].some(visible)) {
+    } else if (asked()) {
       for (const call of pending) {
         end(call, "challenge");
         call.controller.abort();
@@ -187,6 +191,7 @@
       }
     },
     credential,
+    asked,
     ping() {},
   };
 })

@@ -9,7 +9,15 @@ import anyio
 from playwright.async_api import BrowserContext, Page
 
 from qwenproxy.browser.chromium import Chromium, reaching
-from qwenproxy.browser.contexts import StorageState, at_sign_in, boot, close, new_context, open_site, token_of
+from qwenproxy.browser.site_page import (
+    StorageState,
+    at_sign_in,
+    boot,
+    close,
+    new_context,
+    open_site,
+    token_of,
+)
 from qwenproxy.errors import BrowserLost, TokenRejected
 
 CALL_S = 10.0
@@ -49,3 +57,8 @@ async def _booted_state(page: Page, upstream: str) -> StorageState:
     await boot(page, upstream)
     with reaching("the browser", CALL_S):
         return dict(await page.context.storage_state(indexed_db=True))
+
+
+def screen_problem() -> str | None:
+    """PLACEHOLDER by the lead; helper BROWSER replaces it."""
+    return None

@@ -12,11 +12,12 @@ import pytest
 from playwright.async_api import Error as PlaywrightError
 
 from qwenproxy.browser.chromium import Chromium, runs
-from qwenproxy.browser.contexts import BrowserTransport, is_loopback, mark_of, state_from_token
-from qwenproxy.errors import BrowserLost, QwenProxyError, TokenRejected, Unreachable
+from qwenproxy.browser.contexts import BrowserTransport
+from qwenproxy.browser.site_page import StorageState, mark_of, state_from_token
+from qwenproxy.errors import AccountGone, BrowserLost, QwenProxyError, SessionDamaged, Unreachable
 from qwenproxy.qwen.transport import Fetch
 from qwenproxy.settings import Settings
-from tests.serve import Standin, free_port, until_async
+from tests.serve import free_port, until_async
 
 pytestmark = pytest.mark.anyio
 BodyOf = Callable[[BrowserTransport, str, str], Coroutine[Any, Any, bytes]]
@@ -82,43 +83,6 @@ async def next_call_s(road: BrowserTransport, body_of: BodyOf, account_id: str) 
 def pages(road: BrowserTransport, account_id: str) -> int:
     context = road._account(account_id)._context
     return len(context.pages) if context else 0
-
-
-def test_state_from_a_token_holds_it_as_cookie_and_in_the_storage() -> None:
-    state = state_from_token("abc", "https://chat.qwen.ai")
-    (cookie,) = state["cookies"]
-    assert (cookie["name"], cookie["value"], cookie["domain"], cookie["secure"]) == (
-        "token",
-        "abc",
-        ".qwen.ai",
-        True,
-    )
-    assert state["origins"] == [
-        {"origin": "https://chat.qwen.ai", "localStorage": [{"name": "token", "value": "abc"}]}
-    ]
-    (cookie,) = state_from_token("abc", "http://127.0.0.1:80")["cookies"]
-    assert (cookie["domain"], cookie["secure"]) == ("127.0.0.1", False)
-
-
-@pytest.mark.parametrize(
-    ("origin", "wanted"),
-    [
-        ("https://127.0.0.1:8443", True),
-        ("https://[::1]", True),
-        ("https://localhost", True),
-        ("https://chat.qwen.ai", False),
-        ("https://localhost.example.com", False),
-        ("https://128.0.0.1", False),
-    ],
-)
-def test_certificates_are_ignored_on_loopback_alone(origin: str, wanted: bool) -> None:
-    assert is_loopback(origin) is wanted
-
-
-def test_a_mark_does_not_tell_the_token() -> None:
-    assert mark_of("one") != mark_of("two")
-    assert "secret" not in mark_of("secret")
-    assert mark_of(None) == mark_of("") == ""
 
 
 @browser
@@ -272,6 +236,76 @@ async def test_a_forgotten_account_leaves_no_context(road: BrowserTransport, bod
 
 
 @browser
+async def test_after_a_new_sign_in_running_calls_end_in_the_old_context_and_new_ones_use_the_new(
+    small_settings: Settings, chromium: Chromium, body_of: BodyOf
+) -> None:
+    tokens = iter(["first", "second"])
+
+    def state_of(_: str) -> StorageState:
+        return state_from_token(next(tokens), small_settings.upstream)
+
+    async with BrowserTransport(small_settings, state_of, chromium=chromium) as road:
+        async with reading(road, "a") as (old,):
+            road.replace("a")
+            headers = json.loads(await body_of(road, "a", "/echo"))["headers"]
+            assert headers["authorization"] == "Bearer second"
+            assert await goes_on(old)
+            assert len((await chromium.current()).browser.contexts) == 2
+        running = await chromium.current()
+        await until_async(lambda: len(running.browser.contexts) == 1)
+        assert json.loads(await body_of(road, "a", "/echo"))["headers"]["cookie"] == "token=second"
+
+
+@browser
+async def test_callers_that_wait_for_a_page_get_the_one_of_the_new_sign_in(
+    small_settings: Settings, chromium: Chromium, body_of: BodyOf
+) -> None:
+    tokens = iter(["first", "second"])
+
+    def state_of(_: str) -> StorageState:
+        return state_from_token(next(tokens), small_settings.upstream)
+
+    echoes = list[bytes]()
+    async with BrowserTransport(small_settings, state_of, chromium=chromium) as road:
+
+        async def call() -> None:
+            echoes.append(await body_of(road, "a", "/echo"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await until_async(lambda: pages(road, "a"))
+            road.replace("a")
+        await until_async(
+            lambda: road.chromium._running and len(road.chromium._running.browser.contexts) == 1
+        )
+    assert [json.loads(echo)["headers"]["authorization"] for echo in echoes] == ["Bearer second"]
+
+
+@browser
+async def test_a_deleted_account_gets_no_page(small_settings: Settings, chromium: Chromium) -> None:
+    def state_of(_: str) -> StorageState:
+        raise AccountGone("this account has been deleted")
+
+    async with BrowserTransport(small_settings, state_of, chromium=chromium) as road:
+        for _ in range(2):
+            with pytest.raises(AccountGone):
+                await road.warm("a")
+        assert (await chromium.current()).browser.contexts == []
+
+
+@browser
+async def test_an_account_that_cannot_be_read_says_so(small_settings: Settings, chromium: Chromium) -> None:
+    def state_of(_: str) -> StorageState:
+        raise PermissionError(13, "Permission denied", "/secret/path")
+
+    async with BrowserTransport(small_settings, state_of, chromium=chromium) as road:
+        with pytest.raises(
+            SessionDamaged, match=r"^this account's sign-in cannot be read: Permission denied$"
+        ):
+            await road.warm("a")
+
+
+@browser
 async def test_a_caller_that_leaves_while_the_page_opens_leaves_one_page(
     road: BrowserTransport, body_of: BodyOf
 ) -> None:
@@ -295,87 +329,3 @@ async def test_a_site_that_is_not_there_is_unreachable_and_tried_again(chromium:
                 await transport.warm("a")
         assert transport.problem() == "the browser could not reach the site"
         assert not transport.ready("a")
-
-
-# From here on with the stand-in.
-
-
-@asynccontextmanager
-async def signed_in(standin: Standin, chromium: Chromium) -> AsyncIterator[BrowserTransport]:
-    state = standin.storage_state("one@example.com")
-    settings = Settings(upstream=standin.site, auth_upstream=standin.auth)
-    async with BrowserTransport(settings, lambda _: state, chromium=chromium) as transport:
-        yield transport
-
-
-async def credential_of(transport: BrowserTransport) -> tuple[str, str]:
-    """The actual status of a call that needs a sign-in, and its credential."""
-    async with transport.fetch("a", Fetch("GET", "/api/v2/chats/?page=1")) as fetched:
-        return fetched.headers["x-actual-status-code"], fetched.credential
-
-
-@browser
-async def test_a_signed_out_account_is_refused_until_it_is_asked_again(
-    standin: Standin, chromium: Chromium
-) -> None:
-    async with signed_in(standin, chromium) as transport:
-        await transport.warm("a")
-        standin.revoke()
-        await transport.forget("a")
-        with pytest.raises(TokenRejected):
-            await transport.warm("a")
-        assert not transport.ready("a")
-        assert not await transport.renew("a", "")
-
-
-@browser
-async def test_renewal_happens_beside_a_running_stream_once_for_all(
-    standin: Standin, chromium: Chromium
-) -> None:
-    async with signed_in(standin, chromium) as transport:
-        status, old = await credential_of(transport)
-        assert status == "200"
-        refreshes = len(standin.received("/api/v2/auths/refresh"))
-        standin.expire()
-        assert (await credential_of(transport))[0] == "401"
-        page = await transport._account("a").usable_page()
-        renewed = list[bool]()
-
-        async def renew() -> None:
-            renewed.append(await transport.renew("a", old))
-
-        async with anyio.create_task_group() as tasks:
-            for _ in range(3):
-                tasks.start_soon(renew)
-        assert renewed == [True, True, True]
-        status, new = await credential_of(transport)
-        assert (status, new != old) == ("200", True)
-        assert len(standin.received("/api/v2/auths/refresh")) == refreshes + 1
-        assert await transport._account("a").usable_page() is page
-        assert pages(transport, "a") == 1
-
-
-@browser
-async def test_nothing_is_renewed_without_a_session(standin: Standin, chromium: Chromium) -> None:
-    async with signed_in(standin, chromium) as transport:
-        _, old = await credential_of(transport)
-        standin.revoke()
-        assert not await transport.renew("a", old)
-        assert pages(transport, "a") == 1
-
-
-@browser
-async def test_a_renewed_sign_in_outlives_the_browser(standin: Standin, chromium: Chromium) -> None:
-    async with signed_in(standin, chromium) as transport:
-        _, old = await credential_of(transport)
-        standin.expire()
-        assert await transport.renew("a", old)
-        account = transport._account("a")
-        await until_async(lambda: account._state is not None and old not in _marks(account._state))
-        psutil.Process((await transport.chromium.current()).browser_pid).kill()
-        await until_async(lambda: not transport.ready("a"))
-        assert (await credential_of(transport))[0] == "200"
-
-
-def _marks(state: dict[str, Any]) -> set[str]:
-    return {mark_of(item["value"]) for origin in state["origins"] for item in origin["localStorage"]}
