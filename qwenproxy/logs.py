@@ -78,7 +78,18 @@ class RedactingFormatter(logging.Formatter):
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Its own kind, so that `off_console` finds it."""
+    """While `silent`, only what this module itself says of failures is kept, to be said afterwards."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.silent = False
+        self.held: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.silent:
+            super().emit(record)
+        elif record.name == __name__:
+            self.held.append(record)
 
 
 def set_up(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
@@ -99,9 +110,13 @@ def set_up(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
 
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
-    """Inside, every line goes to `proxy.log` in `folder` too, with its date."""
+    """Inside, every line goes to `proxy.log` in `folder` too, with its date. May be nested."""
     root = logging.getLogger()
-    handler = _FileLog(folder / "proxy.log")
+    path = folder / "proxy.log"
+    if any(isinstance(handler, _FileLog) and handler.path == path for handler in root.handlers):
+        yield
+        return
+    handler = _FileLog(path)
     handler.setFormatter(RedactingFormatter(LINE, "%Y-%m-%d %H:%M:%S"))
     root.addHandler(handler)
     try:
@@ -112,38 +127,23 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def off_console() -> Iterator[None]:
-    """Inside, nothing is logged to the console: a menu or a live view is drawn there.
-
-    What this module itself has to say, of a failing disk or an error nobody expected, is said afterwards.
-    """
-    root = logging.getLogger()
-    consoles = [handler for handler in root.handlers if isinstance(handler, _Console)]
-    # Also because without any handler the standard library would print warnings, unmasked.
-    afterwards = _Afterwards()
-    root.addHandler(afterwards)
-    for console in consoles:
-        root.removeHandler(console)
+def console(*, on: bool) -> Iterator[None]:
+    """Inside, the console gets the log, or a menu or a live view may be drawn there. May be nested."""
+    consoles = [handler for handler in logging.getLogger().handlers if isinstance(handler, _Console)]
+    before = [handler.silent for handler in consoles]
+    _turn(consoles, [not on] * len(consoles))
     try:
         yield
     finally:
-        root.removeHandler(afterwards)
-        for console in consoles:
-            root.addHandler(console)
-            for record in afterwards.records:
-                console.handle(record)
+        _turn(consoles, before)
 
 
-class _Afterwards(logging.Handler):
-    """Keeps the few records that a person has to see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-        self.addFilter(logging.Filter(__name__))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+def _turn(consoles: list[_Console], silent: list[bool]) -> None:
+    for handler, quiet in zip(consoles, silent, strict=True):
+        handler.silent = quiet
+        held, handler.held = handler.held, []
+        for record in held:
+            handler.handle(record)
 
 
 class _FileLog(logging.Handler):
@@ -151,6 +151,7 @@ class _FileLog(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.path = path
         self._lines: Queue[str | None] = Queue(LINES_WAITING)
         self._writer = _Writer(path, self._lines)
         self._writer.start()

@@ -8,14 +8,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pexpect
 import pytest
 
+from qwenproxy import __version__
+from qwenproxy.instance import hold
 from qwenproxy.settings import PLAIN, Settings, variable_of
 
 ROOT = Path(__file__).parent.parent
 UNSAID = {variable_of(field) for field in Settings.model_fields} | set(PLAIN)
+
+needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -46,9 +52,25 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 def test_help_tells_the_commands_and_options(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert done.returncode == 0
-    for word in ("serve", "demo", "--host", "--port", ".env", "README.md", "Qwen Chat"):
+    words = (
+        "serve",
+        "demo",
+        "accounts",
+        "doctor",
+        "--host",
+        "--port",
+        "--plain",
+        ".env",
+        "README.md",
+        "menu",
+    )
+    for word in words:
         assert word in done.stdout
     assert "demo" in run(tmp_path, "demo", "--help").stdout
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout.strip() == __version__
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -59,29 +81,39 @@ def test_an_unknown_command_is_refused_with_the_known_ones(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("arguments", [["serve"], []])
-def test_without_an_account_one_line_leads_to_the_demo(arguments: list[str], tmp_path: Path) -> None:
+def test_without_an_account_one_line_leads_to_the_menu_and_the_demo(
+    arguments: list[str], tmp_path: Path
+) -> None:
     done = run(tmp_path, *arguments, QWENPROXY_PORT="0")
-    assert done.returncode == 1
+    assert done.returncode == 3
+    assert "no account is signed in; hint: ./start.sh" in one_line(done)
     assert "./start.sh demo" in one_line(done)
 
 
 def test_only_signed_out_accounts_are_no_account(tmp_path: Path) -> None:
     session = tmp_path / "session"
-    session.mkdir()
+    session.mkdir(mode=0o700)
     account = {"id": "acc_1", "token": "t", "resetAt": None, "invalid": True}
     (session / "tokens.json").write_text(json.dumps([account]))
+    (session / "tokens.json").chmod(0o600)
     done = run(tmp_path, "serve", QWENPROXY_PORT="0")
-    assert done.returncode == 1
-    assert "no account is signed in" in one_line(done)
+    assert done.returncode == 3
+    assert "every account's sign-in is gone" in one_line(done)
 
 
-def test_a_damaged_registry_is_one_line(tmp_path: Path) -> None:
-    session = tmp_path / "session"
-    session.mkdir()
-    (session / "tokens.json").write_text('{"not": "a list"}')
+def test_a_registry_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "session" / "tokens.json").mkdir(parents=True)
     done = run(tmp_path, "serve", QWENPROXY_PORT="0")
     assert done.returncode == 1
     assert "tokens.json" in one_line(done)
+
+
+def test_a_folder_that_is_served_already_is_one_line_and_code_2(tmp_path: Path) -> None:
+    with hold(tmp_path / "session") as held:
+        held.tell("http://127.0.0.1:9")
+        done = run(tmp_path, "serve", QWENPROXY_PORT="0")
+    assert done.returncode == 2
+    assert f"process {os.getpid()} at http://127.0.0.1:9" in one_line(done)
 
 
 @pytest.mark.parametrize("where", ["before", "after", "environment", "plain"])
@@ -139,3 +171,75 @@ def test_what_is_written_is_private_from_the_first_moment(tmp_path: Path) -> Non
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=15, check=True
     )
     assert done.stdout == "2 0o77\n"
+
+
+# ---- in a terminal ----
+
+
+@contextmanager
+def terminal(folder: Path, *arguments: str, **variables: str) -> Iterator[pexpect.spawn[str]]:
+    environment = {name: value for name, value in os.environ.items() if name not in UNSAID}
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "qwenproxy", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "QWENPROXY_PORT": "0"} | variables,
+        encoding="utf-8",
+        dimensions=(40, 120),
+        timeout=20,
+    )
+    try:
+        yield child
+    finally:
+        child.close(force=True)
+
+
+def code_of(child: pexpect.spawn[str]) -> int:
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus is not None, f"ended by signal {child.signalstatus}"
+    return child.exitstatus
+
+
+@needs_terminal
+def test_in_a_terminal_the_menu_is_what_comes_without_a_command(tmp_path: Path) -> None:
+    with terminal(tmp_path) as child:
+        child.expect("Add an account")
+        child.expect("Quit")
+        child.send("q\r")
+        assert code_of(child) == 0
+
+
+@needs_terminal
+@pytest.mark.parametrize("variable", ["SKIP_ACCOUNT_MENU", "NON_INTERACTIVE"])
+def test_the_menu_can_be_left_out(variable: str, tmp_path: Path) -> None:
+    with terminal(tmp_path, **{variable: "1"}) as child:
+        assert code_of(child) == 3
+        assert "no account is signed in" in str(child.before)
+
+
+@needs_terminal
+def test_the_start_is_refused_with_a_reason_and_the_menu_stays(tmp_path: Path) -> None:
+    with terminal(tmp_path) as child:
+        child.expect("Quit")
+        child.send("3\r")
+        child.expect("no account")
+        child.expect("Quit")
+        child.send("q\r")
+        assert code_of(child) == 0
+
+
+@needs_terminal
+@pytest.mark.parametrize(
+    ("answer", "code", "left"), [("y\r", 0, []), ("\r", 1, ["acc_1"]), ("\x03", 1, ["acc_1"])]
+)
+def test_deleting_is_asked_in_a_terminal(answer: str, code: int, left: list[str], tmp_path: Path) -> None:
+    session = tmp_path / "session"
+    session.mkdir(mode=0o700)
+    (session / "tokens.json").write_text(json.dumps([{"id": "acc_1", "token": "t", "resetAt": None}]))
+    with terminal(tmp_path, "accounts", "remove", "acc_1") as child:
+        child.expect("Delete acc_1")
+        child.send(answer)
+        assert code_of(child) == code
+        assert ("nothing was deleted" in str(child.before)) == bool(code)
+    assert [row["id"] for row in json.loads((session / "tokens.json").read_text())] == left

@@ -258,7 +258,7 @@ def test_what_was_lost_is_told_in_the_file_when_the_disk_is_back(
 
 
 def test_off_the_console_only_the_file_is_written(stream: io.StringIO, tmp_path: Path) -> None:
-    with logs.kept(tmp_path), logs.off_console():
+    with logs.kept(tmp_path), logs.console(on=False):
         logging.getLogger("qwenproxy").warning("drawn over")
         sys.excepthook(RuntimeError, RuntimeError("boom"), None)
         assert stream.getvalue() == ""
@@ -269,9 +269,18 @@ def test_off_the_console_only_the_file_is_written(stream: io.StringIO, tmp_path:
     assert "drawn over" in lines_of(tmp_path)[0]
 
 
+def test_a_plain_log_inside_a_menu_is_seen_and_kept_once(stream: io.StringIO, tmp_path: Path) -> None:
+    with logs.kept(tmp_path), logs.console(on=False):
+        with logs.kept(tmp_path), logs.console(on=True):
+            logging.getLogger("qwenproxy").info("serving")
+        logging.getLogger("qwenproxy").info("menu again")
+    assert stream.getvalue().endswith("info serving\n")
+    assert [line.split(" info ")[1] for line in lines_of(tmp_path)] == ["serving", "menu again"]
+
+
 def test_off_the_console_without_a_file_nothing_is_printed(
     stream: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with logs.off_console():
+    with logs.console(on=False):
         logging.getLogger("qwenproxy").error("nowhere %s", JWT)
     assert stream.getvalue() + capsys.readouterr().err == ""

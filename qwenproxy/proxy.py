@@ -1,0 +1,105 @@
+"""One proxy from its start to its end: the folder held, the port bound, the accounts read, served, let go.
+
+A menu may run several in one process, one after another.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.to_thread import run_sync
+
+from qwenproxy import logs
+from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.registry import Registry
+from qwenproxy.clock import SystemClock
+from qwenproxy.demo import base_url
+from qwenproxy.engine import Engine, engine
+from qwenproxy.enrolment import Enrolment
+from qwenproxy.errors import NoAccount
+from qwenproxy.instance import hold
+from qwenproxy.live import live
+from qwenproxy.server.app import bind, create_app, serve
+from qwenproxy.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], object]
+
+
+async def run(settings: Settings, say: Say, *, view: bool) -> None:
+    """Until a signal, the live view's `quit`, or the end of every sign-in; drained in each case.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+        SessionLocked: another proxy serves this session folder.
+        NoAccount: none is usable, at the start or at the end.
+        SessionDamaged, BrowserMissing, …: whatever else keeps it from serving.
+    """
+    kept = logs.kept(settings.session_dir / "logs")
+    with hold(settings.session_dir) as held, kept, bind(settings) as listener:
+        registry = Registry(settings.session_dir, SystemClock())
+        for line in await run_sync(registry.open):
+            log.warning(line)  # noqa: G004,RUF100 - one line for a person, composed there
+        if not (settings.stay_up or settings.passthrough_tokens):
+            require_usable(await run_sync(registry.accounts))
+        base = base_url(listener)
+        held.tell(base)
+        if not view:
+            say(f"Serving {base}/v1; Ctrl-C ends it\n")
+        log.info("serving %s/v1", base)
+        with logs.console(on=not view):
+            await serve(
+                create_app(settings, lambda: _seen_engine(settings, base, view=view)), settings, listener
+            )
+
+
+def require_usable(accounts: Sequence[Account]) -> None:
+    """Raises: NoAccount, which says why none is and what helps."""
+    if any(account.usable for account in accounts):
+        return
+    if not accounts:
+        raise NoAccount("no account is signed in")
+    gone, paused = (
+        sum(account.invalid for account in accounts),
+        sum(account.paused and not account.invalid for account in accounts),
+    )
+    if not paused:
+        raise NoAccount("every account's sign-in is gone")
+    if not gone:
+        raise NoAccount("every account is paused")
+    raise NoAccount(f"no account is usable: {gone} with their sign-in gone, {paused} paused")
+
+
+@asynccontextmanager
+async def _seen_engine(settings: Settings, base: str, *, view: bool) -> AsyncGenerator[Engine]:
+    """The engine, and the live view for as long as it runs, drain included."""
+    async with engine(settings) as running, anyio.create_task_group() as tasks:
+        if view:
+            tasks.start_soon(_watch, running, settings, base)
+        yield running
+        tasks.cancel_scope.cancel()
+
+
+async def _watch(running: Engine, settings: Settings, base: str) -> None:
+    """A view that fails must not end what is served: the plain log takes its place."""
+    clock = SystemClock()
+
+    def enrolment(say: Say) -> Enrolment:
+        return Enrolment(settings, running.registry, clock, say=say)
+
+    try:
+        await live(running.gateway, running.registry, enrolment, base, clock, quit=interrupt)
+    except Exception:
+        with logs.console(on=True):
+            log.exception("the live view failed; serving goes on, and the log follows")
+            await anyio.sleep_forever()
+
+
+def interrupt() -> None:
+    """What one Ctrl-C does: the server drains; at once, when it is asked again."""
+    signal.raise_signal(signal.SIGINT)

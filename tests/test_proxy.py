@@ -1,0 +1,194 @@
+"""One proxy from its start to its end, as a process: in a pipe, and in a terminal."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pexpect
+import pytest
+
+from qwenproxy.accounts.account import Account
+from qwenproxy.errors import NoAccount
+from qwenproxy.instance import holder
+from qwenproxy.proxy import require_usable
+from tests.serve import Standin, clean_environment, free_port, proxy_variables, until, write_session
+
+OK, GONE, PAUSED = Account("acc_1"), Account("acc_2", invalid=True), Account("acc_3", paused=True)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "said"),
+    [
+        ((), "no account is signed in"),
+        ((GONE,), "every account's sign-in is gone"),
+        ((PAUSED,), "every account is paused"),
+        ((GONE, PAUSED, GONE), "no account is usable: 2 with their sign-in gone, 1 paused"),
+    ],
+)
+def test_a_start_without_a_usable_account_says_why(accounts: tuple[Account, ...], said: str) -> None:
+    with pytest.raises(NoAccount) as refused:
+        require_usable(accounts)
+    assert str(refused.value) == said
+
+
+def test_one_usable_account_is_enough_also_while_it_waits() -> None:
+    require_usable((GONE, OK))
+    require_usable((GONE, Account("acc_4", why="human")))
+
+
+# ---- served for real ----
+
+needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a pseudo-terminal")
+COMMAND = (sys.executable, "-m", "qwenproxy")
+
+
+def environment(folder: Path, standin: Standin, **settings: object) -> dict[str, str]:
+    return clean_environment(
+        {**proxy_variables(folder, standin, port=free_port(), **settings), "TERM": "xterm"}
+    )
+
+
+def ask(base: str) -> httpx.Response:
+    body = {"model": "qwen", "messages": [{"role": "user", "content": "Hello"}]}
+    return httpx.post(f"{base}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "session" / "logs" / "proxy.log").read_text("utf-8")
+
+
+@contextmanager
+def terminal(env: dict[str, str], *arguments: str) -> Iterator[pexpect.spawn[str]]:
+    child = pexpect.spawn(
+        COMMAND[0], [*COMMAND[1:], *arguments], env=env, encoding="utf-8", dimensions=(40, 120), timeout=30
+    )
+    try:
+        yield child
+    finally:
+        child.kill(signal.SIGTERM)
+        child.close(force=True)
+
+
+def code_of(child: pexpect.spawn[str]) -> int:
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert child.exitstatus is not None, f"ended by signal {child.signalstatus}"
+    return child.exitstatus
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+def test_in_a_pipe_the_log_is_plain_and_kept(tmp_path: Path, standin: Standin) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin)
+    with subprocess.Popen(
+        [*COMMAND, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        base = f"http://127.0.0.1:{env['QWENPROXY_PORT']}"
+        assert child.stdout.readline() == f"Serving {base}/v1; Ctrl-C ends it\n"
+        until(lambda: (held := holder(tmp_path / "session")) is not None and held.url == base)
+        second = subprocess.run(
+            [*COMMAND, "serve"], env=env, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (second.returncode, second.stdout) == (2, "")
+        assert f"process {child.pid} at {base}" in second.stderr
+        assert ask(base).status_code == 200
+        child.send_signal(signal.SIGINT)
+        _, logged = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert holder(tmp_path / "session") is None
+    assert f"info serving {base}/v1" in logged
+    assert re.search(rf"^\d{{4}}-\d\d-\d\d .* info serving {base}/v1$", log_of(tmp_path), re.MULTILINE)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+def test_when_every_sign_in_goes_it_ends_with_code_3(tmp_path: Path, standin: Standin) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin)
+    with subprocess.Popen(
+        [*COMMAND, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        base = f"http://127.0.0.1:{env['QWENPROXY_PORT']}"
+        until(lambda: _ready(base))
+        standin.revoke()
+        assert ask(base).status_code == 503
+        _, logged = child.communicate(timeout=30)
+    assert child.returncode == 3
+    assert logged.splitlines()[-1].startswith("qwenproxy: ")
+    assert "hint: ./start.sh" in logged.splitlines()[-1]
+
+
+def _ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/ready", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@needs_terminal
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+def test_in_a_terminal_the_live_view_is_shown_and_its_q_drains(tmp_path: Path, standin: Standin) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin)
+    base = f"http://127.0.0.1:{env['QWENPROXY_PORT']}"
+    with terminal(env, "serve") as child:
+        child.expect_exact(base)
+        until(lambda: _ready(base))
+        assert ask(base).status_code == 200
+        child.send("q")
+        assert code_of(child) == 0
+        assert " info " not in str(child.before)
+    assert f"info serving {base}/v1" in log_of(tmp_path)
+
+
+@needs_terminal
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(("arguments", "settings"), [(("--plain",), {}), ((), {"non_interactive": 1})])
+def test_the_log_is_plain_in_a_terminal_when_it_should_be(
+    arguments: tuple[str, ...], settings: dict[str, object], tmp_path: Path, standin: Standin
+) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin, **settings)
+    with terminal(env, "serve", *arguments) as child:
+        child.expect_exact(f"Serving http://127.0.0.1:{env['QWENPROXY_PORT']}/v1; Ctrl-C ends it")
+        child.sendintr()
+        assert code_of(child) == 0
+
+
+@needs_terminal
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+def test_the_menu_starts_the_proxy_again_and_again_until_no_sign_in_is_left(
+    tmp_path: Path, standin: Standin
+) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin)
+    base = f"http://127.0.0.1:{env['QWENPROXY_PORT']}"
+    with terminal(env) as child:
+        for _ in range(2):
+            child.expect("Add an account")
+            child.send("\r")
+            until(lambda: _ready(base))
+            child.expect_exact(base)
+            child.send("q")
+            child.expect("What now")
+        child.send("\r")
+        until(lambda: _ready(base))
+        standin.revoke()
+        assert ask(base).status_code == 503
+        child.expect("sign-in is gone")
+        child.expect("What now")
+        child.send("q\r")
+        assert code_of(child) == 0
+    assert "Traceback" not in log_of(tmp_path)
