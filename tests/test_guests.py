@@ -93,7 +93,7 @@ async def test_a_token_is_known_by_a_mark_of_it(house: Guests, hotel: Hotel) -> 
 
 
 async def test_the_longest_idle_makes_room(house: Guests, hotel: Hotel) -> None:
-    ids = []
+    ids: list[str] = []
     for token in many(MOST):
         async with house.inside([token]) as one:
             ids += one

@@ -63,7 +63,7 @@ def sign_in(standin: Standin, account: str) -> SignIn:
 
 def test_the_status_follows_the_service_and_costs_no_message(tmp_path: Path, standin: Standin) -> None:
     with running_proxy(tmp_path, standin, (ONE, TWO)) as proxy:
-        standin.fault("RateLimited", num=3, account=ONE)
+        standin.fault("rate_limited", num=3, account=ONE)
         assert [ask(proxy).status_code for _ in range(3)] == [200] * 3
         rows = status(proxy)
         assert [row["status"] for row in rows.values()] == ["WAIT", "OK"]
@@ -154,6 +154,7 @@ def test_staying_up_it_answers_503_until_somebody_signs_in_again(tmp_path: Path,
         assert ask(proxy).status_code == 200
 
 
+@pytest.mark.parametrize("standin", ["B"], indirect=True)
 def test_requests_may_bring_their_own_tokens(tmp_path: Path, standin: Standin) -> None:
     own, _ = standin.sign_in(ONE)
     other, _ = standin.sign_in(TWO)
