@@ -7,8 +7,8 @@ holds the bare token and `accounts/<id>/state.json` the browser's storage state,
 Every change is made under one lock, and is there once `tokens.json` is replaced; a kill before that leaves
 the old. What takes more than one file is written so that `open()` can finish or undo it:
 
-- a sign-in: first `accounts/<id>/sign-in.json`, which counts only while the row has the same token; then the
-  row; then `state.json` and `token.txt`, and `sign-in.json` goes;
+- a sign-in or a renewal: first `accounts/<id>/sign-in.json`, which counts only while the row has the same
+  token; then the row; then `state.json` and `token.txt`, and `sign-in.json` goes;
 - a removal: first `removed` in the row, which hides the account; then the folder; then the row.
 """
 
@@ -181,11 +181,13 @@ class Registry:
                 log.warning("account %s: the page holds no sign-in; the stored one stays", account_id)
                 return True
             token = rows.token_in(state) or rows.token_of(row)
-            store.write(file, state)
-            if token != self._lone_token(account_id):
-                store.write_text(self._file(account_id, "token.txt"), token)
             ends = rows.ends_at(state, token)
-            self._replace_row({**row, "token": token, "holdsUntil": ends.isoformat() if ends else None})
+            changed = {**row, "token": token, "holdsUntil": ends.isoformat() if ends else None}
+            if token == rows.token_of(row):
+                store.write(file, state)
+                self._replace_row(changed)
+            else:
+                self._store(changed, SignIn(token, dict(state)))
             return True
 
     def remove(self, account_id: str) -> bool:
@@ -289,12 +291,17 @@ class Registry:
             store.write(path, changed)
 
     def _sign_in(self, row: Row, sign_in: SignIn) -> Account:
-        folder = self._folder(row["id"])
         changed = rows.signed_in(row, sign_in, self._clock.now())
+        self._store(changed, sign_in)
+        return self._account(changed)
+
+    def _store(self, row: Row, sign_in: SignIn) -> None:
+        """The row and its files, wholly or not at all."""
+        folder = self._folder(row["id"])
         fresh = not folder.exists()
         try:
             store.write(folder / PENDING, {"token": sign_in.token, "state": sign_in.state})
-            self._replace_row(changed)
+            self._replace_row(row)
         except BaseException:
             with suppress(StoreError, OSError):
                 current = self._row(row["id"])
@@ -303,8 +310,7 @@ class Registry:
                     if fresh:
                         folder.rmdir()
             raise
-        self._finish(changed)
-        return self._account(changed)
+        self._finish(row)
 
     def _pending(self, row: Row) -> SignIn | None:
         """A sign-in that is the row's already and not yet in its files."""

@@ -368,7 +368,7 @@ async def test_all_waiting_names_the_soonest(tmp_path: Path) -> None:
     assert refused.retry_after_s is not None
     assert 590 < refused.retry_after_s <= 600
     assert bench.seat("b").wait_until is not None
-    assert f"{bench.seat('b').wait_until:%H:%M} UTC" in str(refused)
+    assert f"{bench.seat('b').wait_until:%H:%M:%S} UTC" in str(refused)
 
 
 async def test_a_wait_is_never_longer_than_two_days(tmp_path: Path) -> None:

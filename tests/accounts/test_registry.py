@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -477,3 +478,15 @@ def test_processes_that_change_at_once_lose_nothing(tmp_path: Path, registry: Re
     writers = [subprocess.Popen(command) for _ in range(3)]
     assert [writer.wait(20) for writer in writers] == [0, 0, 0]
     assert registry.accounts()[0].label == "60"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_kills_and_failing_calls_lose_nothing() -> None:
+    """Small; the proof itself does all of it."""
+    command = [sys.executable, "-m", "tests.proof.registry_writes", "--kills", "8", "--every", "300"]
+    done = subprocess.run(
+        [*command, "--writers", "0"], capture_output=True, text=True, timeout=19, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kills: 8; changes told as done: " in done.stdout
+    assert not shutil.which("strace") or "none torn, none lost" in done.stdout
