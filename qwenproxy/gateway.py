@@ -59,6 +59,9 @@ MODELS_BUILT_IN_S = 60.0
 ANOTHER_S = 1.0
 """After a refusal of one account while others may still answer."""
 
+OUT_OF_TURN = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
+"""After these the pool itself keeps the account from this request, for as long as there is reason to."""
+
 HEADLESS_HINT = "a visible window is asked less often: QWENPROXY_HEADLESS=0 gives one"
 
 
@@ -176,10 +179,11 @@ class Gateway:
                 again = not inside.pieces and inside.account_id and attempts.elsewhere(last)
                 others = self._pool.has_other_than(tried | {inside.account_id}, turn.model.id, only)
                 if not again:
-                    if others and isinstance(last, LimitReached | NeedsHuman | TokenRejected):
+                    if others and isinstance(last, OUT_OF_TURN):
                         last.retry_after_s = ANOTHER_S
                     raise last from None
-            tried |= {inside.account_id}
+            if not isinstance(last, OUT_OF_TURN):
+                tried |= {inside.account_id}
             inside.account_id = ""
             if others:
                 await attempts.pause()
@@ -270,7 +274,7 @@ class _Attempts:
         """Whether to try again on another account."""
         if not self._pauses_s:
             return False
-        if isinstance(exc, LimitReached | NeedsHuman | TokenRejected | AccountGone):
+        if isinstance(exc, OUT_OF_TURN):
             return True
         if self._other_account and _passing(exc):
             self._other_account = False

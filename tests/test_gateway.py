@@ -427,6 +427,20 @@ async def test_an_account_deleted_under_its_answer_is_named_as_the_cause(tmp_pat
         assert await text(gate) == "Hello you"
 
 
+async def test_an_account_healed_meanwhile_is_tried_again(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=2) as gate:
+        healthy = tuple(seat.account for seat in gate.pool.view().seats)
+
+        def heal_the_first(account_id: str) -> QwenProxyError:
+            gate.pool.take_up(healthy)
+            return TokenRejected("out")
+
+        upstream.ends = [LimitReached("limit", wait_s=3600), heal_the_first]
+        assert await text(gate) == "Hello you"
+        assert upstream.accounts == ["a0", "a1", "a0"]
+
+
 async def test_the_last_account_deleted_under_a_request_leaves_none(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
     async with gateway(tmp_path, upstream, accounts=1) as gate:

@@ -372,9 +372,7 @@ class Pool:
         if self._seats.get(account.id) is not seat:
             log.warning("%s: %s", account.id, exc)
             return False
-        log.warning(
-            "account %s: %s; %s", account.id, exc, _consequence(seat.account, model, self._clock.now())
-        )
+        log.warning("account %s: %s; %s", account.id, exc, _consequence(seat.account, exc, model))
         self._lessons.append(lesson)
         return True
 
@@ -493,14 +491,15 @@ def _rested(account: Account, *, until: datetime, model: str, now: datetime) -> 
 # ---- what is said ----
 
 
-def _consequence(account: Account, model: str, now: datetime) -> str:
+def _consequence(account: Account, exc: Ended, model: str) -> str:
     if account.invalid:
         return f"sign in again from the menu or with `accounts relogin {account.id}`"
     if account.why == "human":
         return f"it waits for you: {_how_to_pass(account)}"
-    until = account.free_at(now, model) or now
-    what = "it" if account.wait_until == until else model
-    return f"{what} rests until {until:%Y-%m-%d %H:%M:%S} UTC"
+    rests = dict(account.model_waits).get(model) if isinstance(exc, LimitReached) and exc.model_only else None
+    if rests is not None:
+        return f"{model} rests there until {_utc(rests)}"
+    return f"it rests until {_utc(account.wait_until)}" if account.wait_until else "it goes on"
 
 
 def _how_to_pass(account: Account) -> str:
@@ -508,7 +507,7 @@ def _how_to_pass(account: Account) -> str:
 
 
 def _utc(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M} UTC"
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _no_account(accounts: Sequence[Account]) -> NoAccount:

@@ -607,6 +607,26 @@ async def test_persons_and_limits_together_are_a_wait(tmp_path: Path) -> None:
     assert isinstance(await bench.refused(), NeedsHuman)
 
 
+@pytest.mark.parametrize(
+    ("exc", "said"),
+    [
+        (LimitReached("reached a limit", wait_s=HOUR), "account a: reached a limit; it rests until 20"),
+        (LimitReached("reached a quota", wait_s=HOUR, model_only=True), "quota; max rests there until 20"),
+        (ParallelLimited("too many", wait_s=10), "too many; it rests until 20"),
+        (NeedsHuman("asked"), "asked; it waits for you: open its window"),
+        (NeedsHuman("asked"), "`accounts pass-check a`"),
+        (TokenRejected("gone"), "gone; sign in again from the menu or with `accounts relogin a`"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_the_log_says_what_was_met_and_what_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, exc: Exception, said: str
+) -> None:
+    bench = Bench(tmp_path, "a")
+    await bench.end(exc, model="max")
+    assert said in caplog.text
+
+
 # ---- accounts that come and go ----
 
 
