@@ -12,6 +12,7 @@ import getpass
 import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -134,6 +135,8 @@ def run(options: Mapping[str, Any]) -> int:
         return _refuse(exc, MISUSED)
     except QwenProxyError as exc:
         return _refuse(exc, FAILED)
+    except BrokenPipeError:  # `| head` has read enough
+        return DONE
     except OSError as exc:
         return _refuse(f"the session folder cannot be used: {exc.strerror}", FAILED)
 
@@ -445,8 +448,9 @@ def _print_json(value: Json) -> None:
 
 def tell(text: str) -> None:
     """For the person who waits, beside what was asked for."""
-    sys.stderr.write(redact(text.rstrip("\n")) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it any more
+        sys.stderr.write(redact(text.rstrip("\n")) + "\n")
+        sys.stderr.flush()
 
 
 def _refuse(why: object, code: int) -> int:

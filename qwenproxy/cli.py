@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -40,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     os.umask(PRIVATE)
     _write_anywhere()
+    try:
+        return _run(arguments)
+    finally:
+        _let_go()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = vars(parser().parse_args(arguments))
     command = options.pop("command") or "menu"
     logs.set_up()
@@ -131,9 +139,10 @@ def _terminal() -> bool:
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text)
-    # At once, also into a file or a pipe: a person or a script waits for it.
-    sys.stdout.flush()
+    with suppress(OSError):  # a reader that has gone does not end what is served
+        sys.stdout.write(text)
+        # At once, also into a file or a pipe: a person or a script waits for it.
+        sys.stdout.flush()
 
 
 def _write_anywhere() -> None:
@@ -141,6 +150,14 @@ def _write_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _let_go() -> None:
+    """What a reader that has gone did not take is dropped: the interpreter's end would complain of it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(error: object, code: int) -> int:

@@ -287,21 +287,28 @@ class Doctor:
             ledger = await run_sync(Ledger, settings.session_dir / "chats.jsonl")
             janitor = Janitor(ledger, client, keep=False)
             async with road, janitor.at_work():
-                await client.who(account_id)
-                models = await client.models(account_id)
-                model = resolve(settings.default_model, models, default=models[0].id, unknown="default")
-                turn = Turn(model, fold((Message("user", QUESTION),), "doctor"))
-                chat = await janitor.fresh(account_id, partial(client.new_chat, account_id, model))
+                # Kept until both are left: out of a task group it would come as a group.
                 try:
-                    said = await _said(client.stream(account_id, chat.id, turn))
-                finally:
-                    janitor.done(chat)
-        took_s = self._clock.monotonic_s() - begun_s
-        return Finding(
-            "live",
-            "ok",
-            f"{model.id} answered {len(said)} characters to account {account_id} in {took_s:.1f} s",
-        )
+                    outcome: str | QwenProxyError = await self._talk(account_id, client, janitor)
+                except QwenProxyError as exc:
+                    outcome = exc
+        if isinstance(outcome, QwenProxyError):
+            raise outcome
+        return Finding("live", "ok", f"{outcome} in {self._clock.monotonic_s() - begun_s:.1f} s")
+
+    async def _talk(self, account_id: str, client: QwenClient, janitor: Janitor) -> str:
+        await client.who(account_id)
+        models = await client.models(account_id)
+        if not models:
+            raise ProtocolChanged("the service's model list is empty")
+        model = resolve(self._settings.default_model, models, default=models[0].id, unknown="default")
+        turn = Turn(model, fold((Message("user", QUESTION),), "doctor"))
+        chat = await janitor.fresh(account_id, partial(client.new_chat, account_id, model))
+        try:
+            said = await _said(client.stream(account_id, chat.id, turn))
+        finally:
+            janitor.done(chat)
+        return f"{model.id} answered {len(said)} characters to account {account_id}"
 
 
 async def _said(deltas: AsyncGenerator[Delta]) -> str:
@@ -431,8 +438,9 @@ class _Listening:
     @asynccontextmanager
     async def fetch(self, account_id: str, call: Fetch) -> AsyncGenerator[Fetched]:
         async with self._road.fetch(account_id, call) as fetched:
-            # Of another host's answer a page may read few headers.
-            if call.host == "site":
+            kind = fetched.headers.get("content-type", "")
+            # Of another host's answer a page may read few headers, and a firewall's page is no answer.
+            if call.host == "site" and kind.startswith(("application/json", "text/event-stream")):
                 self._drift.head(
                     f"{call.method} {ID.sub('{id}', call.path.partition('?')[0])}", fetched.headers
                 )

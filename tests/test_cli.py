@@ -173,6 +173,24 @@ def test_what_is_written_is_private_from_the_first_moment(tmp_path: Path) -> Non
     assert done.stdout == "2 0o77\n"
 
 
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name not in UNSAID}
+    done = subprocess.run(
+        [sys.executable, "-m", "qwenproxy", "accounts", "list", "--json"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- in a terminal ----
 
 
