@@ -81,7 +81,7 @@ def accounts_table(rows: Sequence[Row], now: datetime, glyphs: Glyphs, *, width:
     serving = any(row.slots for row in rows)
     with_busy = serving and width >= BUSY_FITS
     with_count = width >= TODAY_FITS
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", width=width)
     table.add_column("#", justify="right", min_width=2)
     table.add_column("Account", ratio=1, min_width=8)
     with_id = form == "wide" or (form == "short" and width >= ID_FITS and not serving)

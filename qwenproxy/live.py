@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Final, Protocol
 
 import anyio
@@ -137,10 +138,17 @@ class View:
         """Of the one action that needs a person; leaving it gives the action up."""
 
     async def run(self) -> None:
-        async with anyio.create_task_group() as tasks:
+        # Keys are acted on in a task: in the callback that brings them, anyio knows no event loop.
+        pressing, coming = anyio.create_memory_object_stream[str](inf)
+        async with pressing, coming, anyio.create_task_group() as tasks:
             self._tasks = tasks
-            with pressed(self._hear):
+            tasks.start_soon(self._listen, coming)
+            with pressed(pressing.send_nowait):
                 await self._show()
+
+    async def _listen(self, coming: AsyncIterable[str]) -> None:
+        async for key in coming:
+            self._hear(key)
 
     async def _show(self) -> None:
         screen = Live(
@@ -317,7 +325,7 @@ class View:
 
     async def _confirm(self, question: str) -> bool:
         self._question = asked = _Question(anyio.Event())
-        self._say(f"{question} (y/N)", lasts_s=float("inf"))
+        self._say(f"{question} (y/N)", lasts_s=inf)
         try:
             await asked.answered.wait()
         finally:

@@ -31,6 +31,8 @@ from qwenproxy.questions import Option, line, numbered, pick, yes
 from qwenproxy.settings import Settings, SettingsError, variable_of
 
 LONGEST_NAME: Final = 40
+WIDEST: Final = 110
+"""Columns of the table at most: what belongs together stays together."""
 AROUND: Final = 19
 """Lines that stand on the screen beside the rows of the table."""
 EMPTY: Final = "No account yet. Choose 1: a browser window opens, and you sign in there as you always do."
@@ -296,7 +298,7 @@ def screen(
     parts: list[RenderableType] = [Text("qwenproxy", "bold").append(f"{glyphs.dot}accounts", "dim"), Text()]
     if rows:
         form: Form = "wide" if width >= WIDE else "stacked" if 2 * len(rows) + AROUND <= height else "short"
-        parts.append(accounts_table(rows, now, glyphs, width=width - 2, form=form))
+        parts.append(accounts_table(rows, now, glyphs, width=min(width - 2, WIDEST), form=form))
     else:
         parts.append(Text(EMPTY))
     noted = [Text(note, "yellow") for note in notes((row.account for row in rows), now, glyphs)]

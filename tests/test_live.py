@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -362,3 +363,17 @@ def test_speed_is_that_of_the_last_seconds() -> None:
     assert speeds.of([request], 6.0) == {1: 10.0}
     assert speeds.of([request], 8.5)[1] == pytest.approx(0.0)
     assert speeds.of([], 9.0) == {}
+
+
+def test_keys_act_in_a_plain_event_loop_too(serving: Serving, keyboard: PipeInput) -> None:
+    """The program runs in `asyncio.run`, where a callback has no task and anyio knows no loop."""
+    serving.persons.next = ["dora@example.com"]
+
+    async def use() -> None:
+        async with shown(serving) as screen:
+            keyboard.send_text("p1")
+            await screen.until("anna@example.com is paused")
+            keyboard.send_text("a")
+            await screen.until("dora@example.com is added")
+
+    asyncio.run(use())
