@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwenproxy import instance
-from qwenproxy.errors import SessionLocked
+from qwenproxy.errors import SessionLocked, StoreError
 
 HOLDING = """
 import sys
@@ -88,3 +88,11 @@ def test_looking_keeps_nobody_from_starting(tmp_path: Path) -> None:
                     pass
         finally:
             looker.kill()
+
+
+def test_a_folder_that_cannot_be_held_is_held_by_nobody(tmp_path: Path) -> None:
+    (tmp_path / "proxy.lock").mkdir()
+    assert instance.holder(tmp_path) is None
+    expected = r"^proxy\.lock in the session folder cannot be locked: "
+    with pytest.raises(StoreError, match=expected), instance.hold(tmp_path):
+        pass

@@ -203,7 +203,7 @@ DAMAGES = (
     Damage("temporary files", left_temporary),
     Damage("a folder at its place", replaced(Path.mkdir), refused=NO_FILE),
     Damage("a link at its place", replaced(lambda path: path.symlink_to("elsewhere")), refused=NO_FILE),
-    Damage("a pipe at its place", replaced(os.mkfifo), refused=NO_FILE),
+    Damage("a pipe at its place", replaced(lambda path: os.mkfifo(path)), refused=NO_FILE),
     Damage(
         "the mirror a folder",
         lambda folder: (folder / "tokens.json.bak").mkdir(),

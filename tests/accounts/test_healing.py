@@ -235,3 +235,14 @@ def test_a_deletion_that_cannot_be_finished_is_said_and_stays_one(foreign: Path)
     assert opened(foreign)[1] == ()
     assert not (foreign / "accounts" / IDS[0]).exists()
     assert TOKENS[IDS[0]].encode() not in b"".join(contents(foreign).values())
+
+
+def test_what_belongs_to_somebody_else_cannot_be_made_private_and_that_is_said(foreign: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    os.seteuid(0)
+    os.chown(foreign / "tokens.json", 0, 0)
+    os.seteuid(NOBODY)
+    registry, said = opened(foreign)
+    assert said == ("the session folder belongs to somebody else and cannot be made private",)
+    assert len(registry.accounts()) == 3

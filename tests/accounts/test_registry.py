@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import AccountGone, SessionDamaged, StoreError
 from tests.accounts.old_sessions import IDS, ROWS, TOKENS, old_session, token
+
+if os.name != "nt":
+    import resource
 
 NOW = datetime(2026, 11, 21, 9, tzinfo=UTC)
 
@@ -419,6 +423,26 @@ def test_a_sign_in_that_the_disk_refuses_leaves_nothing(tmp_path: Path, registry
     (tmp_path / "elsewhere").rename(tmp_path / "tokens.json")
     assert registry.accounts() == (account,)
     assert not [name for name in files(tmp_path) if name.endswith("sign-in.json")]
+    assert [path.name for path in (tmp_path / "accounts").iterdir()] == [account.id]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize("known", [False, True])
+def test_a_sign_in_that_a_full_disk_refuses_leaves_nothing(
+    tmp_path: Path, registry: Registry, known: bool
+) -> None:
+    account, _ = registry.add(SignIn("one", browser("one")))
+    registry.update(account.id, lambda found: replace(found, label="x" * 3000))
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    sign_in = partial(registry.sign_in_again, account.id) if known else registry.add
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"^tokens\.json cannot be written: File too large$"):
+            sign_in(SignIn("two", browser("two")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
     assert [path.name for path in (tmp_path / "accounts").iterdir()] == [account.id]
 
 
