@@ -1,4 +1,4 @@
-"""The proof of the rotation, small: `tests/proof/rotation.py` says what must be true and runs it at length."""
+"""The proof of the rotation, small; `tests/proof/rotation.py` says what must be true and runs it long."""
 
 from __future__ import annotations
 
