@@ -27,7 +27,7 @@ from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.enrolment import Enrolment
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.keys import pressed
-from qwenproxy.questions import Option, line, numbered, pick, yes
+from qwenproxy.questions import Option, line, pick, yes
 from qwenproxy.settings import Settings, SettingsError, variable_of
 
 LONGEST_NAME: Final = 40
@@ -40,6 +40,7 @@ WINDOW: Final = "A browser window opens. Sign in there; the rest happens by itse
 CHECK_WINDOW: Final = "A browser window opens. Do there what the site asks. Esc gives up."
 CHECKING: Final = "Asking the service about each sign-in; this costs no message. Esc gives up."
 GIVEN_UP: Final = "Given up; nothing has changed"
+CHANGE_SETTINGS: Final = "Settings are changed in the file .env, or in the environment, before a start."
 STOPPED: Final = "The proxy has stopped"
 
 Start = Callable[[], Awaitable[None]]
@@ -104,7 +105,7 @@ class Menu:
             self._console.print("\n" * (self._console.height - 1))
         while True:
             await self._show()
-            chosen = await pick("What now?", self._options(), self._next, drawn=self._drawn)
+            chosen = await pick("What now?", self._options(), self._next, esc="quits", drawn=self._drawn)
             if chosen not in self._deeds:
                 return
             self._next = "start"
@@ -176,7 +177,7 @@ class Menu:
         account = await self._choose("Which account is deleted?", self._accounts)
         if not isinstance(account, Account):
             return account
-        asked = f"Delete {self._title(account)}, with its sign-in?"
+        asked = f"Delete {self._name(account)} and its sign-in?"
         return await self._actions.remove(account) if await yes(asked, drawn=self._drawn) else None
 
     async def _rename(self) -> str | None:
@@ -213,7 +214,7 @@ class Menu:
     async def _show_settings(self) -> None:
         self._wipe()
         self._console.print(settings_table(self._settings, self._glyphs))
-        await pick("", [Option("b", "Back", "back")], drawn=self._drawn)
+        await pick(CHANGE_SETTINGS, [Option("b", "Back", "back")], drawn=self._drawn)
 
     async def _choose(
         self, question: str, accounts: Sequence[Account], none: str = "There is no account"
@@ -221,15 +222,22 @@ class Menu:
         """The account chosen; a line where there is nothing to choose; None when it was left."""
         if not accounts:
             return none
-        listed = numbered([(account.id, self._title(account)) for account in accounts])
-        chosen = await pick(question, listed, drawn=self._drawn)
+        # By its number in the table, in whatever order they are offered.
+        numbers = {account.id: str(number) for number, account in enumerate(self._accounts, 1)}
+        keys = {account_id: number if len(number) == 1 else "" for account_id, number in numbers.items()}
+        options = [Option(keys[each.id], self._title(each), each.id) for each in accounts]
+        chosen = await pick(question, options, drawn=self._drawn)
         return next((account for account in accounts if account.id == chosen), None)
 
     def _title(self, account: Account) -> str:
         now = self._clock.now()
-        name = account.id if account.name == account.id else f"{account.name} ({account.id})"
         state = "PAUSED" if account.paused else account.state(now)
-        return self._glyphs.clean(f"{name} {state} {reason(account, now)}".strip())
+        return f"{self._name(account)}{self._glyphs.dot}{f'{state} {reason(account, now)}'.strip()}"
+
+    def _name(self, account: Account) -> str:
+        """With the id: two accounts may have one name."""
+        name = account.id if account.name == account.id else f"{account.name} ({account.id})"
+        return self._glyphs.clean(name)
 
     async def _watched(self, said: str, work: Callable[[Confirm], Awaitable[str]]) -> str:
         """What `work` ends in, unless Esc or Ctrl-C gives it up first. It may ask one thing at a time."""
@@ -323,6 +331,6 @@ def settings_table(settings: Settings, glyphs: Glyphs) -> RenderableType:
 
 def _written(value: object) -> str:
     """A value as a person would write it into `.env`."""
-    if isinstance(value, bool):
-        return str(int(value))
+    if isinstance(value, bool | float):
+        return f"{value:g}"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

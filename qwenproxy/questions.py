@@ -23,7 +23,7 @@ STYLE: Final = questionary.Style(
 )
 POINTER: Final = ">"
 """In every code page, unlike questionary's own."""
-HOW: Final = "(press its key or move with the arrows, then Enter)"
+HOW: Final = "(its key or the arrows, then Enter; Esc {esc})"
 MOST_KEYS: Final = len(InquirerControl.SHORTCUT_KEYS)
 """A longer list is for the arrows alone."""
 
@@ -31,20 +31,13 @@ MOST_KEYS: Final = len(InquirerControl.SHORTCUT_KEYS)
 @dataclass(frozen=True, slots=True)
 class Option:
     key: str
+    """One character; "" where only the arrows reach it."""
     title: str
     value: str
 
 
-def numbered(titles: Sequence[tuple[str, str]]) -> list[Option]:
-    """Options of (value, title), each by its number; from the tenth on only the arrows reach them."""
-    return [
-        Option(str(number) if number < 10 else "", title, value)
-        for number, (value, title) in enumerate(titles, 1)
-    ]
-
-
 async def pick(
-    question: str, options: Sequence[Option], default: str = "", *, drawn: bool = True
+    question: str, options: Sequence[Option], default: str = "", *, esc: str = "goes back", drawn: bool = True
 ) -> str | None:
     """The value of the option chosen; not `drawn`, by a line: some terminals move no cursor."""
     if not drawn:
@@ -57,7 +50,7 @@ async def pick(
         qmark="",
         pointer=POINTER,
         style=STYLE,
-        instruction=HOW,
+        instruction=HOW.format(esc=esc),
         use_shortcuts=len(options) <= MOST_KEYS,
         use_jk_keys=False,
         use_emacs_keys=False,

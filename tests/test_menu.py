@@ -156,6 +156,15 @@ async def test_signing_in_again_offers_those_without_a_sign_in_first(owner: Owne
     assert not owner.accounts[1].invalid
 
 
+async def test_a_list_keeps_the_numbers_of_the_table(owner: Owner) -> None:
+    for number in range(12):
+        owner.add(
+            f"n{number}@example.com", wait_until=CLOCK.now() + HOUR if number > 5 else None, why="limit"
+        )
+    assert "n7@example.com no longer waits" in await owner.run("7", ENTER, "8", ENTER, QUIT)
+    assert "n10@example.com is paused" in await owner.run("8", ENTER, "9", DOWN, DOWN, ENTER, QUIT)
+
+
 @pytest.mark.parametrize(("answer", "email"), [("y", "dora@example.com"), ("n", ANNA), (ENTER, ANNA)])
 async def test_another_person_is_asked_about(owner: Owner, answer: str, email: str) -> None:
     owner.add(ANNA)

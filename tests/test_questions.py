@@ -7,7 +7,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from qwenproxy.questions import Option, line, numbered, pick, yes
+from qwenproxy.questions import Option, line, pick, yes
 from tests.terminal import CTRL_C, CTRL_D, DOWN, ENTER, ESC, UP
 
 pytestmark = pytest.mark.anyio
@@ -53,13 +53,10 @@ async def test_a_terminal_that_cannot_be_drawn_on_is_asked_by_a_line(
     assert await pick("What?", OPTIONS, "two", drawn=False) == chosen
 
 
-async def test_more_than_nine_are_reached_by_arrows(keyboard: PipeInput) -> None:
-    options = numbered([(f"v{number}", f"title {number}") for number in range(1, 31)])
-    assert [option.key for option in options[:10]] == [*"123456789", ""]
-    keyboard.send_text("9" + DOWN + DOWN + ENTER)
-    assert await pick("Which?", options) == "v11"
-    options = numbered([(f"v{number}", f"title {number}") for number in range(1, 61)])
-    keyboard.send_text(DOWN + ENTER)
+@pytest.mark.parametrize("count", [30, 60])
+async def test_options_without_a_key_are_reached_by_arrows(keyboard: PipeInput, count: int) -> None:
+    options = [Option("", f"title {number}", f"v{number}") for number in range(count)]
+    keyboard.send_text("1" + DOWN + DOWN + ENTER)
     assert await pick("Which?", options) == "v2"
 
 
