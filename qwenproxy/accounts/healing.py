@@ -2,17 +2,17 @@
 
 Never shrunk silently: what was damaged is kept aside, and every account that any file still names comes back.
 
-| `tokens.json` is                                  | outcome                                                  |
-|---------------------------------------------------|----------------------------------------------------------|
-| with a byte order mark, CRLF, in UTF-16 or UTF-32 | read as it is                                            |
-| empty, cut, with NULs, no UTF, over 64 MiB,       | kept as `tokens.json.corrupt-<UTC>`; rebuilt from its    |
-| no JSON, or JSON that is no list                  | own rows, then the mirror, then the account folders      |
-| missing                                           | rebuilt from the mirror and the account folders          |
-| `[]`, and the mirror is not                       | rebuilt from the account folders                         |
-| a list with ids that are missing, no name for a   | kept aside as well; such a row gets a new id if its      |
-| folder, or another row's                          | token is no other row's                                  |
-| not to be read (rights, a broken disk)            | refused: nothing is known of it, so nothing is touched   |
-| a link, a folder, a pipe                          | refused, and not followed                                |
+| `tokens.json` is                                  | outcome                                               |
+|---------------------------------------------------|-------------------------------------------------------|
+| with a byte order mark, CRLF, in UTF-16 or UTF-32 | read as it is                                         |
+| empty, cut, with NULs, no UTF, over 64 MiB,       | kept as `tokens.json.corrupt-<UTC>`; rebuilt from its |
+| no JSON, or JSON that is no list                  | own rows, then the mirror, then the account folders   |
+| missing                                           | rebuilt from the mirror and the account folders       |
+| `[]`, and the mirror is not                       | rebuilt from the account folders                      |
+| a list with ids that are missing, no name for a   | kept aside as well; such a row gets a new id if its   |
+| folder, or another row's                          | token is no other row's                               |
+| not to be read (rights, a broken disk)            | refused and not touched: nothing is known of it       |
+| a link, a folder, a pipe                          | refused, and not followed                             |
 
 The caller holds the registry's lock.
 """
