@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -39,6 +40,9 @@ AT_ONCE = 9
 
 LAG_S = 2.0
 """The proxy takes a change up within a second; the machine may be loaded."""
+
+SOON_S = 0.5
+"""Until what the proxy has learnt is seen on the disk."""
 
 HEALED_AFTER_S = (2.2, 3.0)
 """How long the owner leaves an account out."""
@@ -167,19 +171,24 @@ class Owner:
 
     def look(self) -> None:
         """Notes what the registry says, and heals whoever has been out for long enough."""
-        accounts = self.registry.accounts()
-        by_person = {self.people[account.id]: account for account in accounts if account.id in self.people}
         now_s, now = time.monotonic(), datetime.now(UTC)
-        if not self.history.known or self.history.known[-1][2] != by_person:
-            self.history.known.append((now_s, now, by_person))
-        for person, account in by_person.items():
+        for person, account in self.note(now_s, now).items():
             if account.ready(now) and not any(until > now for _, until in account.model_waits):
                 self.due_s.pop(person, None)
             elif now_s > self.due_s.setdefault(person, now_s + self.dice.uniform(*HEALED_AFTER_S)):
+                at_s = time.monotonic()
                 self.heal(person, account)
+                self.note(at_s, now)
+                self.history.healed += [(at_s, person), (time.monotonic(), person)]
+
+    def note(self, at_s: float, now: datetime) -> dict[str, Account]:
+        accounts = self.registry.accounts()
+        by_person = {self.people[account.id]: account for account in accounts if account.id in self.people}
+        if not self.history.known or self.history.known[-1][2] != by_person:
+            self.history.known.append((at_s, now, by_person))
+        return by_person
 
     def heal(self, person: str, account: Account) -> None:
-        self.history.healed.append((time.monotonic(), person))
         self.due_s.pop(person)
         if account.invalid:
             self.registry.sign_in_again(account.id, self.sign_in(person))
@@ -194,7 +203,6 @@ class Owner:
             self.registry.update(
                 account.id, lambda known: replace(known, wait_until=None, why="", model_waits=())
             )
-        self.history.healed.append((time.monotonic(), person))
 
     def sign_in(self, person: str) -> SignIn:
         state = self.standin.storage_state(person)
@@ -344,30 +352,26 @@ class Judge:
         """What is wrong with the refusal; "" when it was right."""
         if asked.status == 429 and not int(asked.retry_after or 0) > 0:
             return "it does not say when to come back"
-        during = list(self.known_between(asked.sent_s - LAG_S, asked.answered_s + 0.5))
-        if asked.code in {_nobody(known.values(), now, asked.model) for now, known in during}:
+        during = self.known_between(asked.answered_s - LAG_S, asked.answered_s + SOON_S)
+        if asked.code in _reasons(during, asked.model):
             return ""
         if not attempts:
             return "an account could answer, and none was asked"
         last = attempts[-1]
-        if asked.code == NOBODY and self.acted(
-            self.history.removed, last["bearer_of"], asked.sent_s, asked.answered_s
-        ):
+        person = last["bearer_of"]
+        if asked.code == NOBODY and self.acted(self.history.removed, person, asked.sent_s, asked.answered_s):
             return ""
         strikes = [KNOWN[name] for name in last["struck"]]
         if not any(strike.code == asked.code for strike in strikes):
             return f"its last call met {last['struck']}"
         if any(strike.given for strike in strikes) or len(attempts) >= 3:
             return ""
-        others = [
-            any(
-                account.ready(now, asked.model)
-                for person, account in known.items()
-                if person != last["bearer_of"]
-            )
-            for now, known in during
+        others = {other for _, known in during for other in known if other != person}
+        ready = [
+            all(other in known and known[other].ready(now, asked.model) for now, known in during)
+            for other in others
         ]
-        return "another account could answer" if all(others) else ""
+        return "another account could answer" if any(ready) else ""
 
     def nobody_is_called_while_out(self) -> None:
         for record in self.calls("/api/v2/chats/new"):
@@ -419,12 +423,22 @@ def _said(record: Record) -> Record:
     }
 
 
-def _nobody(accounts: Iterable[Account], now: datetime, model: str) -> str:
-    """The code with which a request must be refused then; "" when somebody could answer."""
-    accounts = list(accounts)
+def _reasons(during: list[tuple[datetime, dict[str, Account]]], model: str) -> set[str]:
+    """The codes with which a request may be refused then: of each account, the proxy knows one of its states.
+
+    None may be: somebody could answer all the time.
+    """
+    people = {person for _, known in during for person in known}
+    out = [
+        {known[person] for now, known in during if person in known and not known[person].ready(now, model)}
+        for person in people
+    ]
+    return {_reason(accounts) for accounts in product(*out)}
+
+
+def _reason(accounts: Iterable[Account]) -> str:
+    """Why nobody can answer, when these are all accounts and none of them is ready."""
     usable = [account for account in accounts if account.usable]
-    if any(account.ready(now, model) for account in accounts):
-        return ""
     if not usable:
         return NOBODY
     return HUMAN if all(account.why == "human" for account in usable) else WAITING
