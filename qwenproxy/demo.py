@@ -6,6 +6,7 @@ stand-in's sign-in page, which fills its own form.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,20 +15,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
-from anyio.to_thread import run_sync
 
-from qwenproxy.accounts.account import SignIn
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.browser.chromium import Chromium
-from qwenproxy.browser.contexts import StorageState
-from qwenproxy.browser.login import sign_in
 from qwenproxy.clock import SystemClock
 from qwenproxy.engine import Engine, engine
+from qwenproxy.enrolment import Enrolment
 from qwenproxy.gateway import Gateway
 from qwenproxy.server.app import PortTaken, bind, create_app, serve
 from qwenproxy.settings import Settings, load
 from qwenproxy.standin.memory import Options
 from qwenproxy.standin.site import Standin
+
+log = logging.getLogger(__name__)
 
 SIGN_IN_S = 60.0
 """Seconds for the stand-in's page to sign in; it takes one."""
@@ -58,7 +58,7 @@ async def demo(overrides: Mapping[str, Any], say: Say) -> None:
 
     Raises:
         SettingsError: a setting cannot be used, or no port is free.
-        TokenRejected, Unreachable, BrowserMissing, BrowserLost: the demo account could not sign in.
+        SignInFailed, Unreachable, BrowserMissing, BrowserLost: the demo account could not sign in.
     """
     standin = Standin(Options(demo=True))
     with TemporaryDirectory(prefix="qwenproxy-demo-", ignore_cleanup_errors=True) as folder:
@@ -108,15 +108,12 @@ def _bind_near(settings: Settings, say: Say) -> socket.socket:
 
 
 async def _sign_in(chromium: Chromium, settings: Settings) -> None:
-    """Raises: TokenRejected, Unreachable, BrowserMissing, BrowserLost."""
-    state = await sign_in(chromium, settings.upstream, deadline_s=SIGN_IN_S)
-    registry = Registry(settings.session_dir, SystemClock())
-    await run_sync(registry.add, SignIn(_token_in(state), state))
-
-
-def _token_in(state: StorageState) -> str:
-    stored = (item for origin in state["origins"] for item in origin["localStorage"])
-    return next((str(item["value"]) for item in stored if item["name"] == "token"), "")
+    """Raises: SignInFailed, Unreachable, BrowserMissing, BrowserLost."""
+    clock = SystemClock()
+    patient = settings.model_copy(update={"sign_in_timeout_s": SIGN_IN_S})
+    await Enrolment(
+        patient, Registry(settings.session_dir, clock), clock, say=log.info, chromium=chromium
+    ).add()
 
 
 async def _announce(gateway: Gateway, base: str, say: Say) -> None:
