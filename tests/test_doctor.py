@@ -82,8 +82,8 @@ NOW = datetime.now(UTC)
 OLD = Account(
     "acc_1",
     email=ONE,
-    signed_in_at=NOW - timedelta(days=2, hours=1),
-    holds_until=NOW + timedelta(days=28, hours=1),
+    signed_in_at=NOW - timedelta(days=2, hours=12),
+    holds_until=NOW + timedelta(days=28, hours=12),
 )
 
 
@@ -101,7 +101,7 @@ OLD = Account(
         (Account("acc_1"), None, "warn", "no answer", ""),
         (Account("acc_1", paused=True), True, "ok", "live, paused", ""),
         (
-            Account("acc_1", why="limit", wait_until=NOW + timedelta(hours=3, minutes=1)),
+            Account("acc_1", why="limit", wait_until=NOW + timedelta(hours=3, minutes=30)),
             True,
             "ok",
             "live, waits 3 h for the end of a limit",
@@ -109,7 +109,7 @@ OLD = Account(
         ),
         (Account("acc_1", why="human"), True, "warn", "live, needs you", "accounts pass-check acc_1"),
         (
-            Account("acc_1", holds_until=NOW + timedelta(days=1, hours=1)),
+            Account("acc_1", holds_until=NOW + timedelta(days=1, hours=12)),
             True,
             "warn",
             "live, holds 1 d more",
@@ -189,7 +189,7 @@ def test_accounts_are_checked_and_nothing_is_sent(tmp_path: Path, standin: Stand
     assert "sandbox" in found["chromium"][0]["text"]
     assert "QWENPROXY_HEADLESS=0" in found["window"][0]["hint"]
     assert "live" not in found
-    assert not standin.received("/api/v2/chat")
+    assert not standin.received("/api/v2/chats/new", "POST")
     assert ONE not in printed
     assert "eyJ" not in printed
 

@@ -154,6 +154,30 @@ def test_in_a_terminal_the_live_view_is_shown_and_its_q_drains(tmp_path: Path, s
 @needs_terminal
 @pytest.mark.browser
 @pytest.mark.timeout(90)
+def test_in_the_live_view_q_waits_for_answers_and_q_again_does_not(tmp_path: Path, standin: Standin) -> None:
+    write_session(tmp_path / "session", standin, ("one@example.com",))
+    env = environment(tmp_path, standin, drain_s=600)
+    base = f"http://127.0.0.1:{env['QWENPROXY_PORT']}"
+    body = {"messages": [{"role": "user", "content": "{{standin: long n=5000}}"}], "stream": True}
+    with terminal(env, "serve") as child:
+        until(lambda: _ready(base))
+        with httpx.stream("POST", f"{base}/v1/chat/completions", json=body, timeout=60) as answer:
+            pieces = answer.iter_lines()
+            assert next(pieces).startswith("data:")
+            child.send("q")
+            child.expect("Stopping")
+            for _ in range(40):
+                next(pieces)
+            assert child.isalive()
+            child.send("q")
+            rest = "".join(pieces)
+        assert "shutting_down" in rest
+        assert code_of(child) == 0
+
+
+@needs_terminal
+@pytest.mark.browser
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize(("arguments", "settings"), [(("--plain",), {}), ((), {"non_interactive": 1})])
 def test_the_log_is_plain_in_a_terminal_when_it_should_be(
     arguments: tuple[str, ...], settings: dict[str, object], tmp_path: Path, standin: Standin
