@@ -7,6 +7,8 @@ names that the older proxies used plain (`PORT`, `HOST`, `SKIP_ACCOUNT_MENU`, `N
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -141,6 +143,12 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
         raise SettingsError(".env cannot be read: it is not UTF-8 text") from None
     except OSError as exc:
         raise SettingsError(f".env cannot be read: {exc.strerror}") from None
+
+
+def has_screen() -> bool:
+    """Whether a window can be shown: on Linux, where the environment names a display."""
+    displays = ("DISPLAY", "WAYLAND_DISPLAY")
+    return not sys.platform.startswith("linux") or any(map(os.getenv, displays))
 
 
 def variable_of(field: str) -> str:

@@ -35,6 +35,7 @@ LAYERS = (
     "browser.account_context",
     "browser.contexts server.status_routes server.account_routes",
     "browser.login browser.__main__ server.app engine",
+    "enrolment",
     "demo menu",
     "proxy account_commands",
     "doctor",

@@ -21,7 +21,7 @@ import anyio
 from anyio.to_thread import run_sync
 from playwright.async_api import BrowserContext, Page, Response
 
-from qwenproxy.browser.chromium import Chromium, Running
+from qwenproxy.browser.chromium import Chromium, Running, reaching
 from qwenproxy.browser.site_page import (
     SitePage,
     StorageState,
@@ -45,6 +45,8 @@ KeepState: TypeAlias = Callable[[str, StorageState], object]
 
 RENEW_S = 20.0
 RENEW_POLL_S = 0.1
+QUIET_S = 3.0
+"""Seconds after the page's network has fallen quiet in which a renewal may still come."""
 IDLE_S = 10.0
 """Seconds of silence after which a page is asked for a sign of life before it is used."""
 SAVE_S = 5.0
@@ -251,7 +253,7 @@ class AccountContext:
     async def outdated(self) -> bool:
         """Whether the disk holds another sign-in than the one this context came from."""
         with suppress(QwenProxyError):
-            return mark_of_state(await self._read()) != self._on_disk
+            return self._on_disk not in {"", mark_of_state(await self._read())}
         return False
 
     def _answered(self, response: Response) -> None:
@@ -338,15 +340,29 @@ class AccountContext:
 
 
 async def _renewed(page: Page, upstream: str, rejected: str) -> bool:
-    """Waits until the page holds another token, or shows the sign-in page."""
+    """Waits until the page holds another token, shows the sign-in page, or has plainly done all it does."""
     if not rejected:
         # Any token counts then, so the site must have had its say about the one it holds.
         with suppress(TokenRejected):
             await boot(page, upstream)
     else:
         await open_site(page, f"{upstream}/")
-    while not at_sign_in(page):
-        if mark_of(await token_of(page)) not in {"", rejected}:
-            return True
-        await anyio.sleep(RENEW_POLL_S)
+    done = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_until_done, page, done)
+        while not at_sign_in(page):
+            if mark_of(await token_of(page)) not in {"", rejected}:
+                tasks.cancel_scope.cancel()
+                return True
+            if done.is_set():
+                break
+            await anyio.sleep(RENEW_POLL_S)
+        tasks.cancel_scope.cancel()
     return False
+
+
+async def _until_done(page: Page, done: anyio.Event) -> None:
+    with suppress(BrowserLost), reaching("the page", RENEW_S):
+        await page.wait_for_load_state("networkidle", timeout=0)
+        await anyio.sleep(QUIET_S)
+        done.set()

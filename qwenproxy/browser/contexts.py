@@ -15,12 +15,12 @@ from anyio.abc import TaskGroup
 from qwenproxy.browser.account_context import AccountContext, KeepState, StateOf
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.install import Say
-from qwenproxy.browser.site_page import SitePage, StorageState, state_from_token
+from qwenproxy.browser.site_page import SitePage
+from qwenproxy.browser.site_page import StorageState as StorageState
+from qwenproxy.browser.site_page import state_from_token as state_from_token
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.transport import Fetch, Fetched
 from qwenproxy.settings import Settings
-
-__all__ = ["BrowserTransport", "StorageState", "state_from_token"]
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,13 @@ class BrowserTransport:
         return await (await self._page(account_id)).bridge.asks_human()
 
     async def warm(self, account_id: str) -> None:
-        """Returns when the account's page has booted. Raises as `fetch` does."""
+        """Returns when the account's page has booted from what is stored now. Raises as `fetch` does.
+
+        Who has passed a check in a window has left its cookies there.
+        """
+        account = self._accounts.get(account_id)
+        if account is not None and await account.outdated():
+            self._replace(account_id, account)
         await self._page(account_id)
 
     def ready(self, account_id: str) -> bool:
