@@ -261,3 +261,21 @@ def test_deleting_is_asked_in_a_terminal(answer: str, code: int, left: list[str]
         assert code_of(child) == code
         assert ("nothing was deleted" in str(child.before)) == bool(code)
     assert [row["id"] for row in json.loads((session / "tokens.json").read_text())] == left
+
+
+@needs_terminal
+def test_a_token_typed_in_a_terminal_is_not_shown(tmp_path: Path) -> None:
+    with terminal(tmp_path, "accounts", "add", "--token-stdin") as child:
+        child.expect("Token: ")
+        child.send("two words\r")
+        assert code_of(child) == 2
+        assert "two words" not in str(child.before)
+
+
+@needs_terminal
+def test_an_interrupted_command_could_not_be_done(tmp_path: Path) -> None:
+    with terminal(tmp_path, "accounts", "add", "--token-stdin") as child:
+        child.expect("Token: ")
+        child.sendintr()
+        assert code_of(child) == 1
+        assert "qwenproxy: stopped" in str(child.before)
