@@ -88,8 +88,9 @@ FAULTS = (
     Fault("http_429", 1, WAITING, {"retry_after": 30}, rests_s=30),
     Fault("parallel_limited", 1, WAITING, rests_s=10),
     Fault("punish", 1, HUMAN, {}, BOTH, human=True),
-    Fault("gateway", 2, "upstream_error", {"status": 503}, BOTH),
-    Fault("empty", 2, "empty_upstream_reply"),
+    # Twice, as the first time is made good by another chat of the same account.
+    Fault("gateway", 3, "upstream_error", {"status": 503, "times": 2}, BOTH),
+    Fault("empty", 3, "empty_upstream_reply", {"times": 2}),
     Fault("severed", 1, "upstream_error", given=True),
 )
 EXPIRES, REVOKES = 2, 1
@@ -398,8 +399,10 @@ class Judge:
             for person, account in after_.items():
                 if person not in before or _blame(account) <= _blame(before[person]):
                     continue
-                struck = any(r["bearer_of"] == person and at_s - LAG_S < r["at"] < at_s for r, _ in strikes)
-                revoked = self.acted(self.history.revoked, person, 0, at_s)
+                struck = any(
+                    r["bearer_of"] == person and at_s - LAG_S < r["at"] < at_s + SOON_S for r, _ in strikes
+                )
+                revoked = self.acted(self.history.revoked, person, 0, at_s + SOON_S)
                 if not struck and not (account.invalid and revoked):
                     self.wrong.append(f"{person} was put out for nothing: {account}")
 
