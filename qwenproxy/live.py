@@ -7,6 +7,7 @@ an action says, asks and ends in stands on one line; its window waits as long as
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from qwenproxy.activity import Activity, InFlight
 from qwenproxy.clock import Clock
 from qwenproxy.dashboard import Line, Moment, draw, needs
 from qwenproxy.errors import QwenProxyError
-from qwenproxy.keys import pressed
+from qwenproxy.keys import pressed, restoring
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ async def live(
 
     `enrolment` gives one that says what a person should read to the view.
     """
+    # The browser's driver ends after this view, and would leave the terminal raw (see `keys.kept`).
+    atexit.register(restoring())
     console = Console(highlight=False, emoji=False, markup=False)
     view = View(gateway, registry, enrolment, base_url, clock, quit, console)
     await view.run()
@@ -124,6 +127,7 @@ class View:
         self._gone = False
         """The terminal takes nothing any more."""
         self._tasks: TaskGroup | None = None
+        self._raw_again: Callable[[], None] = _nothing
         self._changed = anyio.Event()
         self._speeds = _Speeds()
         self._counts: Mapping[str, int] = {}
@@ -143,7 +147,7 @@ class View:
         async with pressing, coming, anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._listen, coming)
-            with pressed(pressing.send_nowait):
+            with pressed(pressing.send_nowait) as self._raw_again:
                 await self._show()
 
     async def _listen(self, coming: AsyncIterable[str]) -> None:
@@ -188,6 +192,7 @@ class View:
         if now_s >= self._counts_until_s:
             self._counts_until_s = now_s + COUNTS_S
             self._counts = await self._count() or self._counts
+            self._raw_again()
         pool = self._gateway.pool.view()
         rows = tuple(
             Row(seat.account, self._counts.get(seat.account.id, 0), seat.busy, seat.slots)
@@ -364,6 +369,10 @@ class View:
             accounts = self._accounts()
             if int(choice.typed) <= len(accounts):
                 choice.act(accounts[int(choice.typed) - 1])
+
+
+def _nothing() -> None:
+    pass
 
 
 def _asked(choice: _Choice) -> str:

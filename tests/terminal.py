@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,10 +94,14 @@ class Terminal:
 
     def modes(self) -> tuple[int, int]:
         """The terminal's input and local flags: echo, lines, signals."""
-        import termios
-
         found = termios.tcgetattr(self.child.child_fd)
         return int(found[0]), int(found[3])
+
+    def set_modes(self, modes: tuple[int, int]) -> None:
+        """What another program may do to the terminal."""
+        found = termios.tcgetattr(self.child.child_fd)
+        found[0], found[3] = modes
+        termios.tcsetattr(self.child.child_fd, termios.TCSANOW, found)
 
 
 @contextmanager
