@@ -97,6 +97,10 @@ class Terminal:
         found = termios.tcgetattr(self.child.child_fd)
         return int(found[0]), int(found[3])
 
+    def hang_up(self) -> None:
+        """Closes the window, as it were."""
+        self.child.ptyproc.fileobj.close()  # type: ignore[attr-defined]
+
     def set_modes(self, modes: tuple[int, int]) -> None:
         """What another program may do to the terminal."""
         found = termios.tcgetattr(self.child.child_fd)

@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 
-from tests.serve import Standin, clean_environment, free_port, until, write_session
+from tests.serve import DEADLINE_S, Standin, clean_environment, free_port, until, write_session
 from tests.terminal import ALTERNATE_OFF, ALTERNATE_ON, CTRL_C, DOWN, ENTER, ESC, Terminal, terminal
 from tests.xvfb import virtual_screen
 
@@ -59,8 +59,8 @@ class Console:
         self.screen.press("q", ENTER)
         self.ended()
 
-    def ended(self, code: int = 0) -> None:
-        assert self.screen.ended() == code, self.screen.dump()
+    def ended(self, code: int = 0, deadline_s: float = DEADLINE_S) -> None:
+        assert self.screen.ended(deadline_s) == code, self.screen.dump()
         until(lambda: not [pid for pid in self.screen.running() if psutil.pid_exists(pid)], 10)
         assert self.screen.modes() == self.modes, "the terminal is not what it was"
         written = self.screen.written
@@ -258,9 +258,8 @@ def test_the_live_view_alone_and_a_resize(tmp_path: Path, standin: Standin, chro
 
 @pytest.mark.browser
 @pytest.mark.xfail(reason="the proxy does not tell a signal from the view's q yet", strict=False)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_live_view_and_the_menu_behind_it(
-    tmp_path: Path, standin: Standin, chromium_path: str, name: str
+    tmp_path: Path, standin: Standin, chromium_path: str
 ) -> None:
     write_session(tmp_path / "session", standin, (ONE,))
     with console(tmp_path, standin, chromium_path) as person:
@@ -268,8 +267,31 @@ def test_a_signal_ends_the_live_view_and_the_menu_behind_it(
         person.screen.press(ENTER)
         person.until_serving()
         person.screen.running()
-        person.screen.child.kill(getattr(signal, name))
-        person.ended()
+        person.screen.child.kill(signal.SIGTERM)
+        person.ended(deadline_s=10)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("arguments", [(), ("serve",)])
+def test_a_terminal_that_is_closed_leaves_nothing_running(
+    tmp_path: Path, standin: Standin, chromium_path: str, arguments: tuple[str, ...]
+) -> None:
+    write_session(tmp_path / "session", standin, (ONE,))
+    with console(tmp_path, standin, chromium_path, arguments=arguments) as person:
+        if not arguments:
+            person.screen.until("What now?")
+            person.screen.press(ENTER)
+        person.until_serving()
+        left = set(person.screen.running())
+        person.screen.hang_up()
+        until(lambda: not [pid for pid in left if _runs(pid)])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.browser
