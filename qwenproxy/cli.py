@@ -18,6 +18,8 @@ from functools import partial
 from types import FrameType, MappingProxyType
 from typing import Any
 
+from rich.console import Console
+
 from qwenproxy import __version__, account_commands, doctor, logs, proxy
 from qwenproxy.demo import demo
 from qwenproxy.errors import NoAccount, QwenProxyError, SessionLocked
@@ -88,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, parents=parents, allow_abbrev=False, help=text, description=text)
     account_commands.add_parser(commands)
-    doctor.add_parser(commands)
+    doctor.add_parser(commands, shared)
     return whole
 
 
@@ -130,7 +132,8 @@ def _overrides(options: Options) -> Options:
 
 def _view(settings: Settings, options: Options) -> bool:
     """Whether the console becomes the live view."""
-    return _terminal() and not settings.non_interactive and "plain" not in options
+    wanted = not settings.non_interactive and "plain" not in options
+    return wanted and _terminal() and not Console().is_dumb_terminal
 
 
 def _terminal() -> bool:

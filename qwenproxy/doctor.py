@@ -6,6 +6,7 @@ masked: what it says may be posted as it is.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -89,11 +90,12 @@ class Finding:
 Tell: TypeAlias = Callable[[Finding], None]
 
 
-def add_parser(commands: Any) -> None:
-    """`doctor`, among the program's commands."""
+def add_parser(commands: Any, address: argparse.ArgumentParser) -> None:
+    """`doctor`, among the program's commands; `address` has the options of `serve` that it knows too."""
     text = "say what works here and what does not, one line each, with a hint"
     parser = commands.add_parser(
         "doctor",
+        parents=[address],
         allow_abbrev=False,
         help=text,
         description="Says what works here and what does not, one line each, with a hint. Exit code 1 when "
@@ -117,7 +119,7 @@ def run(options: Mapping[str, Any]) -> int:
     Raises:
         SettingsError: a setting cannot be used.
     """
-    settings = load()
+    settings = load({name: options[name] for name in ("host", "port") if name in options})
     found: list[Finding] = []
 
     def tell(finding: Finding) -> None:

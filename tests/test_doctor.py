@@ -150,9 +150,10 @@ def doctor(env: dict[str, str], *arguments: str) -> tuple[int, dict[str, list[di
 
 def test_without_accounts_or_service_what_fails_is_told_in_lines(tmp_path: Path) -> None:
     gone = f"http://127.0.0.1:{free_port()}"
-    env = {"UPSTREAM": gone, "AUTH_UPSTREAM": gone, "BROWSER": "/nowhere/chromium", "PORT": str(free_port())}
+    env = {"UPSTREAM": gone, "AUTH_UPSTREAM": gone, "BROWSER": "/nowhere/chromium"}
+    number = str(free_port())
     done = subprocess.run(
-        [sys.executable, "-m", "qwenproxy", "doctor", "--live"],
+        [sys.executable, "-m", "qwenproxy", "doctor", "--live", "--port", number],
         env=clean_environment(
             {f"QWENPROXY_{name}": value for name, value in env.items()} | {"PYTHONIOENCODING": "cp866"}
         ),
@@ -173,6 +174,7 @@ def test_without_accounts_or_service_what_fails_is_told_in_lines(tmp_path: Path)
         "live",
     ]
     assert "/nowhere/chromium" in done.stdout
+    assert f"port: 127.0.0.1:{number} is free" in done.stdout
     assert done.stdout.isascii()
 
 

@@ -9,15 +9,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
+import anyio
 import httpx
 import pexpect
 import pytest
 
+from qwenproxy import proxy
 from qwenproxy.accounts.account import Account
+from qwenproxy.engine import Engine
 from qwenproxy.errors import NoAccount
 from qwenproxy.instance import holder
 from qwenproxy.proxy import require_usable
+from qwenproxy.settings import Settings
 from tests.serve import Standin, clean_environment, free_port, proxy_variables, until, write_session
 
 OK, GONE, PAUSED = Account("acc_1"), Account("acc_2", invalid=True), Account("acc_3", paused=True)
@@ -41,6 +46,14 @@ def test_a_start_without_a_usable_account_says_why(accounts: tuple[Account, ...]
 def test_one_usable_account_is_enough_also_while_it_waits() -> None:
     require_usable((GONE, OK))
     require_usable((GONE, Account("acc_4", why="human")))
+
+
+@pytest.mark.anyio
+async def test_a_view_that_fails_gives_way_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with anyio.move_on_after(0.2) as serving:
+        await proxy._watch(cast(Engine, None), Settings(), "http://127.0.0.1:9")
+    assert serving.cancelled_caught, "it must not end what is served"
+    assert "the live view failed" in caplog.text
 
 
 # ---- served for real ----
