@@ -356,23 +356,28 @@ class Judge:
         during = self.known_between(asked.answered_s - LAG_S, asked.answered_s + SOON_S)
         if asked.code in _reasons(during, asked.model):
             return ""
-        if not attempts:
-            return "an account could answer, and none was asked"
-        last = attempts[-1]
-        person = last["bearer_of"]
+        person = attempts[-1]["bearer_of"] if attempts else ""
         if asked.code == NOBODY and self.acted(self.history.removed, person, asked.sent_s, asked.answered_s):
             return ""
-        strikes = [KNOWN[name] for name in last["struck"]]
-        if not any(strike.code == asked.code for strike in strikes):
-            return f"its last call met {last['struck']}"
-        if any(strike.given for strike in strikes) or len(attempts) >= 3:
+        met = [KNOWN[name] for record in attempts[-1:] for name in record["struck"]]
+        # What a call for a new chat met is nobody's by the records; only blameless failures may be its end.
+        met += [fault for fault in self.met_by_new_chats(asked) if not fault.blames]
+        if not any(fault.code == asked.code for fault in met):
+            return f"an account could answer, and its last calls met {[fault.name for fault in met]}"
+        if any(fault.given for fault in met) or len(attempts) >= 3:
             return ""
         others = {other for _, known in during for other in known if other != person}
         ready = [
             all(other in known and known[other].ready(now, asked.model) for now, known in during)
             for other in others
         ]
-        return "another account could answer" if any(ready) else ""
+        tried = {record["bearer_of"] for record in attempts}
+        return "another account could answer" if any(ready) and len(tried) == 1 else ""
+
+    def met_by_new_chats(self, asked: Asked) -> list[Fault]:
+        calls = self.calls("/api/v2/chats/new")
+        mine = [record for record in calls if asked.sent_s <= record["at"] <= asked.answered_s]
+        return [KNOWN[name] for record in mine for name in record["struck"]]
 
     def nobody_is_called_while_out(self) -> None:
         for record in self.calls("/api/v2/chats/new"):
