@@ -60,7 +60,7 @@ def tidy(session_dir: Path) -> Iterator[str]:
             continue
         except OSError:
             foreign = True
-    if opened:
+    if opened and (mine or folders):  # a fresh clone's folder holds nothing yet
         yield "the session folder was open to others on this computer; it is private now"
     if foreign:
         yield "the session folder belongs to somebody else and cannot be made private"

@@ -138,6 +138,14 @@ def test_a_sound_old_registry_is_not_written_again(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_fresh_clones_folder_is_closed_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*")
+    tmp_path.chmod(0o755)
+    assert Registry(tmp_path, SystemClock()).open() == ()
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_everything_becomes_private_and_that_is_said_once(folder: Path) -> None:
     folder.chmod(0o755)
     registry = Registry(folder, SystemClock())
