@@ -60,7 +60,8 @@ def tidy(session_dir: Path) -> Iterator[str]:
             continue
         except OSError:
             foreign = True
-    if opened and (mine or folders):  # a fresh clone's folder holds nothing yet
+    held = folders or any(path.suffix != ".lock" for path in mine)
+    if opened and held:  # a fresh clone's folder holds nothing yet
         yield "the session folder was open to others on this computer; it is private now"
     if foreign:
         yield "the session folder belongs to somebody else and cannot be made private"
