@@ -1,20 +1,9 @@
 """Who answers next: accounts in turn, a slot each answer, a fair queue, and what an answer's end teaches.
 
-The state is the seats, the guests, the queue and the lessons the disk has not taken yet. `_serve_queue` alone
-hands out slots and turns waiters away; `_learn` and `take_up` alone change what is known of an account.
-
-What an end teaches (protocol §6.2, §6.3, §13), in memory first and then on disk:
-
-| end | lesson |
-|---|---|
-| limit | the account waits as long as the service named |
-| limit of one model, where the service tells it apart | only this model waits on the account |
-| too many answers at once | a short wait, then an hour of care: one slot, 4 s between starts |
-| human check | it waits for a person; the hour of care follows when that is done |
-| sign-in gone, and the page could not renew it | invalid |
-| anything else: network, browser, 5xx, the caller | nothing |
-
-A lesson never shortens a wait, and one about a sign-in that was replaced meanwhile is dropped.
+The state is the seats, the guests, the queue and the lessons that may not be on disk yet. `_serve_queue`
+alone hands out slots and turns waiters away; `_learn` and `take_up` alone change what is known of an account.
+What an end teaches stands in `lessons.py`; it counts in memory first, then on disk, and not at all when the
+account's sign-in was replaced, or its human check passed, since the answer began.
 """
 
 from __future__ import annotations
@@ -22,49 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import insort
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import count
-from typing import TypeAlias
 
 import anyio
-from anyio.to_thread import run_sync
 
 from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.lessons import TEACHING, Ended, Lessons, consequence, lesson_of
+from qwenproxy.accounts.refusals import no_account, no_guest, nobody
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import InFlight
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
-    AllWaiting,
-    LimitReached,
-    NeedsHuman,
     NoAccount,
     ParallelLimited,
     QueueFull,
-    StoreError,
-    TokenRejected,
 )
 
 log = logging.getLogger(__name__)
-
-LONGEST_WAIT = timedelta(hours=48)
-"""No answer of the service rests an account longer than this; 3 to 10 hours were seen (protocol §13)."""
 
 CARE_S = 3600.0
 CARE_PACE_S = 4.0
 """After a sign that the service watches an account: for an hour one answer at a time, starts this far apart
 (protocol §13: careful clients run one and keep 3 to 4 s)."""
 
-LESSONS_KEPT_S = 60.0
-"""A lesson on disk is remembered for so long, for readings of the disk that began before it was written."""
-
 SOONEST_ALARM_S = 0.001
-
-Edit: TypeAlias = Callable[[Account], Account]
-Ended: TypeAlias = LimitReached | NeedsHuman | TokenRejected
 
 
 class AllTried(Exception):
@@ -125,18 +99,6 @@ class _Waiter:
             self.request.place = place
 
 
-@dataclass(slots=True, eq=False)
-class _Lesson:
-    account_id: str
-    signed_in_at: datetime | None
-    edit: Edit
-    saved_s: float | None = None
-
-    def __call__(self, account: Account) -> Account:
-        """Said of one sign-in, it is no news of the next."""
-        return self.edit(account) if account.signed_in_at == self.signed_in_at else account
-
-
 class Pool:
     def __init__(
         self,
@@ -152,7 +114,6 @@ class Pool:
         self._guests: dict[str, _Seat] = {}
         self._leaving: dict[str, _Seat] = {}
         """Seats of removed accounts whose answers still run: one that comes back finds its slots taken."""
-        self._registry = registry
         self._clock = clock
         self._slots = slots
         self._pace_s = pace_s
@@ -160,9 +121,7 @@ class Pool:
         self._turns = count(1)
         self._queue: list[_Waiter] = []
         self._alarm: asyncio.TimerHandle | None = None
-        self._lessons: list[_Lesson] = []
-        self._saving = anyio.Lock()
-        self._disk_fails = False
+        self._lessons = Lessons(registry, clock)
 
     def __repr__(self) -> str:
         now = self._clock.now()
@@ -193,7 +152,7 @@ class Pool:
     def ended(self) -> NoAccount | None:
         """Why no account will ever answer as things are; None while one may: a wait or a pause ends."""
         accounts = [seat.account for seat in self._seats.values()]
-        return _no_account(accounts) if all(account.invalid for account in accounts) else None
+        return no_account(accounts) if all(account.invalid for account in accounts) else None
 
     def view(self) -> PoolView:
         now, now_s = self._clock.now(), self._clock.monotonic_s()
@@ -236,7 +195,7 @@ class Pool:
         era, taught = seat.era, False
         try:
             yield seat.account.id
-        except (LimitReached, NeedsHuman, TokenRejected) as exc:
+        except TEACHING as exc:
             if seat.era == era:
                 taught = self._learn(seat, exc, model)
             raise
@@ -354,8 +313,8 @@ class Pool:
         if ready:
             return AllTried() if all(account.id in waiter.tried for account in ready) else None
         if waiter.only is not None:
-            return _no_guest(accounts, now, waiter.model)
-        return _nobody(accounts, now, waiter.model)
+            return no_guest(accounts, now, waiter.model)
+        return nobody(accounts, now, waiter.model)
 
     # ---- what an end teaches ----
 
@@ -365,43 +324,20 @@ class Pool:
         Gives whether there is something to store: a guest, or an account that was removed, is nobody's.
         """
         account = seat.account
-        lesson = _Lesson(account.id, account.signed_in_at, _edit_of(exc, model, self._clock.now()))
+        lesson = lesson_of(exc, account, model, self._clock.now())
         seat.account = lesson(account)
         if isinstance(exc, ParallelLimited):
             seat.careful_until_s = self._clock.monotonic_s() + CARE_S
         if self._seats.get(account.id) is not seat:
             log.warning("%s: %s", account.id, exc)
             return False
-        log.warning("account %s: %s; %s", account.id, exc, _consequence(seat.account, exc, model))
-        self._lessons.append(lesson)
+        log.warning("account %s: %s; %s", account.id, exc, consequence(seat.account, exc, model))
+        self._lessons.add(lesson)
         return True
 
     async def save(self) -> None:
         """Stores what was learnt and is not on disk yet; what the disk refuses waits for the next call."""
-        if not self._lessons:
-            return
-        async with self._saving:
-            due = [lesson for lesson in self._lessons if lesson.saved_s is None]
-            try:
-                for account_id in dict.fromkeys(lesson.account_id for lesson in due):
-                    await self._store([lesson for lesson in due if lesson.account_id == account_id])
-            except (StoreError, OSError) as exc:
-                if not self._disk_fails:
-                    log.error(
-                        "what was learnt of the accounts cannot be stored, and is kept in memory: %s", exc
-                    )
-                self._disk_fails = True
-                return
-            if due and self._disk_fails:
-                log.info("what was learnt of the accounts is stored again")
-                self._disk_fails = False
-            old_s = self._clock.monotonic_s() - LESSONS_KEPT_S
-            self._lessons = [each for each in self._lessons if each.saved_s is None or each.saved_s > old_s]
-
-    async def _store(self, lessons: Sequence[_Lesson]) -> None:
-        await run_sync(self._registry.update, lessons[0].account_id, partial(_taught, lessons))
-        for lesson in lessons:
-            lesson.saved_s = self._clock.monotonic_s()
+        await self._lessons.save()
 
     # ---- who comes and goes ----
 
@@ -415,7 +351,7 @@ class Pool:
         signed_in: list[str] = []
         self._seats = {}
         for read in accounts:
-            account = self._with_lessons(read, read_s)
+            account = self._lessons.laid_over(read, read_s)
             seat = before.get(read.id) or self._leaving.pop(read.id, None) or _Seat(account)
             if seat.account.signed_in_at != account.signed_in_at:
                 seat.era += 1
@@ -429,7 +365,7 @@ class Pool:
         self._leaving.update(
             (account_id, before[account_id]) for account_id in gone if before[account_id].busy
         )
-        self._lessons = [lesson for lesson in self._lessons if lesson.account_id in self._seats]
+        self._lessons.forget_all_but(self._seats)
         self._serve_queue()
         return Changes(
             gone,
@@ -448,116 +384,3 @@ class Pool:
     def dismiss(self, account_id: str) -> None:
         self._guests.pop(account_id, None)
         self._serve_queue()
-
-    def _with_lessons(self, account: Account, read_s: float | None) -> Account:
-        news = [
-            lesson
-            for lesson in self._lessons
-            if lesson.account_id == account.id
-            and (lesson.saved_s is None or (read_s is not None and lesson.saved_s >= read_s))
-        ]
-        return _taught(news, account)
-
-
-def _taught(lessons: Iterable[Edit], account: Account) -> Account:
-    for lesson in lessons:
-        account = lesson(account)
-    return account
-
-
-def _edit_of(exc: Ended, model: str, now: datetime) -> Edit:
-    match exc:
-        case TokenRejected():
-            return lambda account: replace(account, invalid=True)
-        case NeedsHuman():
-            return lambda account: replace(account, wait_until=None, why="human")
-        case LimitReached(wait_s=wait_s, model_only=model_only):
-            until = now + min(timedelta(seconds=wait_s), LONGEST_WAIT)
-            return partial(_rested, until=until, model=model if model_only else "", now=now)
-
-
-def _rested(account: Account, *, until: datetime, model: str, now: datetime) -> Account:
-    """Two answers may end at once: the longer wait counts, and a person's turn has no end at all."""
-    if model:
-        waits = {name: end for name, end in account.model_waits if end > now}
-        waits[model] = max(until, waits.get(model, until))
-        return replace(account, model_waits=tuple(waits.items()))
-    if account.why == "human":
-        return account
-    longest = until if account.wait_until is None else max(until, account.wait_until)
-    return replace(account, wait_until=longest, why="limit")
-
-
-# ---- what is said ----
-
-
-def _consequence(account: Account, exc: Ended, model: str) -> str:
-    if account.invalid:
-        return f"sign in again from the menu or with `accounts relogin {account.id}`"
-    if account.why == "human":
-        return f"it waits for you: {_how_to_pass(account)}"
-    rests = dict(account.model_waits).get(model) if isinstance(exc, LimitReached) and exc.model_only else None
-    if rests is not None:
-        return f"{model} rests there until {_utc(rests)}"
-    return f"it rests until {_utc(account.wait_until)}" if account.wait_until else "it goes on"
-
-
-def _how_to_pass(account: Account) -> str:
-    return f"open its window from the menu or with `accounts pass-check {account.id}`"
-
-
-def _utc(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _no_account(accounts: Sequence[Account]) -> NoAccount:
-    """None of these is usable."""
-    paused = [account for account in accounts if account.paused and not account.invalid]
-    if not accounts:
-        return NoAccount("no account is signed in: add one from the menu or with `accounts add`")
-    if not paused:
-        return NoAccount(
-            "every account's sign-in is gone: sign in again from the menu or with `accounts relogin`"
-        )
-    if len(paused) == len(accounts):
-        return NoAccount("every account is paused: resume one from the menu or with `accounts resume`")
-    return NoAccount(
-        "every account is paused or its sign-in is gone: resume one with `accounts resume`, "
-        "or sign in again with `accounts relogin`"
-    )
-
-
-def _nobody(accounts: Sequence[Account], now: datetime, model: str) -> Exception:
-    """None of these can answer now."""
-    waiting = [account for account in accounts if account.usable]
-    if not waiting:
-        return _no_account(accounts)
-    people = [account for account in waiting if account.why == "human"]
-    if len(people) == len(waiting):
-        return NeedsHuman(
-            f"the service asks for a human check on every account that could answer: account {people[0].id} "
-            f"waits for you, {_how_to_pass(people[0])}"
-        )
-    more = f"; account {people[0].id} waits for you, {_how_to_pass(people[0])}" if people else ""
-    return _all_waiting("every account that could answer", waiting, now, model, more)
-
-
-def _no_guest(accounts: Sequence[Account], now: datetime, model: str) -> Exception:
-    waiting = [account for account in accounts if account.usable]
-    if not waiting:
-        return NoAccount("the service accepts no token of this request: get a new one from the browser")
-    if all(account.why == "human" for account in waiting):
-        return NeedsHuman(
-            "the service asks for a human check for the tokens of this request: "
-            "pass it in the browser that they come from"
-        )
-    return _all_waiting("every token of this request", waiting, now, model, "")
-
-
-def _all_waiting(who: str, waiting: Iterable[Account], now: datetime, model: str, more: str) -> AllWaiting:
-    ends = [account.free_at(now, model) for account in waiting if account.why != "human"]
-    soonest = min(end for end in ends if end is not None)
-    return AllWaiting(
-        f"{who} waits out a limit; the first is free at {_utc(soonest)}{more}",
-        retry_after_s=max((soonest - now).total_seconds(), 1.0),
-    )
