@@ -69,6 +69,8 @@ class Row:
     """Answers that run."""
     slots: int = 0
     """How many may run at once; 0 where no proxy runs."""
+    careful_until: datetime | None = None
+    """Until when it answers one at a time."""
 
 
 def glyphs_of(console: Console) -> Glyphs:
@@ -177,6 +179,14 @@ def notes(accounts: Iterable[Account], now: datetime, glyphs: Glyphs) -> Iterato
                 f"ends in {coarse(account.holds_until - now)}" if account.holds_until > now else "has run out"
             )
             yield f"{name}: the sign-in {ends}; sign in again before it stops working"
+
+
+def cares(rows: Iterable[Row], now: datetime, glyphs: Glyphs) -> Iterator[str]:
+    """Which accounts answer one at a time for a while, as the service has warned."""
+    for row in rows:
+        if row.careful_until is not None and row.careful_until > now:
+            left, name = span(row.careful_until - now), glyphs.clean(row.account.name)
+            yield f"{name}: one answer at a time for {left}, as the service has warned"
 
 
 def span(length: timedelta) -> str:

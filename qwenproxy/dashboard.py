@@ -18,7 +18,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from qwenproxy.account_table import WIDE, Form, Glyphs, Row, accounts_table, coarse, notes, span
+from qwenproxy.account_table import WIDE, Form, Glyphs, Row, accounts_table, cares, coarse, notes, span
 from qwenproxy.activity import Failure
 
 FIRST_WORD: Final = "waits for the first word"
@@ -129,7 +129,7 @@ def _hint(moment: Moment, width: int) -> Text:
 
 def _body(moment: Moment, glyphs: Glyphs, width: int, room: int) -> list[tuple[int, RenderableType]]:
     accounts = [row.account for row in moment.rows]
-    noted = list(notes(accounts, moment.now, glyphs))
+    noted = [*notes(accounts, moment.now, glyphs), *cares(moment.rows, moment.now, glyphs)]
     sections = (
         _Section(1, len(moment.needs), 1, 3, lambda count: _needs(moment.needs[:count], glyphs)),
         _Section(1, len(moment.rows), 2, 8, lambda count: _accounts(moment, count, glyphs, width)),

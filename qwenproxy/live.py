@@ -195,7 +195,13 @@ class View:
             self._raw_again()
         pool = self._gateway.pool.view()
         rows = tuple(
-            Row(seat.account, self._counts.get(seat.account.id, 0), seat.busy, seat.slots)
+            Row(
+                seat.account,
+                self._counts.get(seat.account.id, 0),
+                seat.busy,
+                seat.slots,
+                seat.careful_until,
+            )
             for seat in pool.seats
         )
         choice = self._choice

@@ -33,8 +33,8 @@ from qwenproxy.settings import Settings, SettingsError, variable_of
 LONGEST_NAME: Final = 40
 WIDEST: Final = 110
 """Columns of the table at most: what belongs together stays together."""
-AROUND: Final = 19
-"""Lines that stand on the screen beside the rows of the table."""
+AROUND: Final = 18
+"""Lines of the screen that are neither rows nor notes: heads, blanks, what was said, the choices."""
 EMPTY: Final = "No account yet. Choose 1: a browser window opens, and you sign in there as you always do."
 WINDOW: Final = "A browser window opens. Sign in there; the rest happens by itself. Esc gives up."
 CHECK_WINDOW: Final = "A browser window opens. Do there what the site asks. Esc gives up."
@@ -136,7 +136,7 @@ class Menu:
 
     def _tell(self, text: str) -> None:
         """What a person should read while an action runs."""
-        self._console.print(Text(self._glyphs.clean(logs.redact(text))))
+        self._console.print(Padding(Text(self._glyphs.clean(logs.redact(text))), (0, 1)))
 
     def _options(self) -> list[Option]:
         wait = all_wait(self._accounts, self._clock.now())
@@ -305,12 +305,13 @@ def screen(
 ) -> RenderableType:
     """What stands above the choices."""
     parts: list[RenderableType] = [Text("qwenproxy", "bold").append(f"{glyphs.dot}accounts", "dim"), Text()]
+    noted = [Text(note, "yellow") for note in notes((row.account for row in rows), now, glyphs)]
     if rows:
-        form: Form = "wide" if width >= WIDE else "stacked" if 2 * len(rows) + AROUND <= height else "short"
+        room = height - AROUND - len(noted) - bool(noted)
+        form: Form = "wide" if width >= WIDE else "stacked" if 2 * len(rows) <= room else "short"
         parts.append(accounts_table(rows, now, glyphs, width=min(width - 2, WIDEST), form=form))
     else:
         parts.append(Text(EMPTY))
-    noted = [Text(note, "yellow") for note in notes((row.account for row in rows), now, glyphs)]
     spoken = [Text(glyphs.clean(line), "bold") for line in said]
     for lines in filter(None, (noted, spoken)):
         parts += [Text(), *lines]

@@ -13,6 +13,7 @@ from qwenproxy.account_table import (
     Glyphs,
     Row,
     accounts_table,
+    cares,
     coarse,
     glyphs_of,
     notes,
@@ -136,6 +137,12 @@ def test_notes_tell_limits_of_models_and_ends_of_sign_ins() -> None:
         "a: qwen3-max is limited for 1 h",
         "work: the sign-in ends in 2 d; sign in again before it stops working",
     ]
+
+
+def test_care_is_told_while_it_lasts() -> None:
+    rows = [Row(Account("b"), careful_until=NOW + HOUR / 2), Row(Account("c"), careful_until=NOW - HOUR)]
+    told = "b: one answer at a time for 30 min, as the service has warned"
+    assert list(cares(rows, NOW, Glyphs())) == [told]
 
 
 @pytest.mark.parametrize(
