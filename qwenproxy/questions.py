@@ -56,6 +56,10 @@ async def pick(
         use_emacs_keys=False,
         erase_when_done=True,
     )
+    for control in asked.application.layout.find_all_controls():
+        if isinstance(control, InquirerControl):
+            # Or the default would stay marked wherever the arrows go.
+            control.selected_options.clear()
     answer: str | None = await _ask(asked.application)
     return answer
 
