@@ -30,7 +30,7 @@ from qwenproxy.browser.site_page import (
     state_in,
     token_of,
 )
-from qwenproxy.errors import BrowserLost, SignInFailed, TokenRejected
+from qwenproxy.errors import BrowserLost, SignInFailed
 from qwenproxy.qwen.transport import Fetch, Fetched
 from qwenproxy.settings import Settings, has_screen
 
@@ -262,19 +262,6 @@ async def window(
     finally:
         deaf()
         await close(context)
-
-
-async def sign_in(chromium: Chromium, upstream: str, *, deadline_s: float) -> StorageState:
-    """The cookies and storage of whoever signed in. Raises: TokenRejected: nobody did within `deadline_s`."""
-    settings = Settings.model_construct(upstream=upstream, auth_upstream=upstream)
-    try:
-        with anyio.fail_after(deadline_s):
-            async with window(chromium, settings) as opened:
-                await opened.signed_in()
-                await opened.settled()
-                return await opened.state()
-    except TimeoutError:
-        raise TokenRejected(f"nobody signed in within {deadline_s:g} s") from None
 
 
 def _origin(url: str) -> str:
