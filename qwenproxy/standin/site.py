@@ -229,7 +229,8 @@ class Standin:
 
     def _whose(self, request: Request, body: Any) -> dict[str, Any]:
         """Whose the token, the cookie and the chat of a request are, each by itself."""
-        known, by_cookie = self._sign_ins.known(request), self._sign_ins.session(request)
+        known = self._sign_ins.known(request)
+        by_cookie = self.records.sessions.get(request.cookies.get(self._sign_ins.cookie_name, ""))
         access = self.records.tokens.get(self._sign_ins.bearer(request))
         in_path = CHAT_IN_PATH.match(request.url.path)
         chat_id = in_path[1] if in_path else body.get("chat_id") if isinstance(body, dict) else None
@@ -322,6 +323,7 @@ class Standin:
             return session
         if self._sign_ins.session(request) is None:
             # The Bearer alone passes chats/new, but is challenged here (protocol §1.3).
+            _note(request, "bare")
             return punished(request)
         return await self._talks.complete(
             request, session, self._queued(request, "completions", session.account)
@@ -368,8 +370,10 @@ class Standin:
         writes = ("/api/v2/chats/new", "/api/v2/chat/completions")
         if request.method == "POST" and request.url.path in writes:
             if session.challenged:
+                _note(request, "challenged")
                 return punished(request, header=True)
             if self.options.cold_check and not session.booted:
+                _note(request, "cold")
                 return punished(request)
         return session
 
@@ -398,7 +402,7 @@ class Standin:
             if fault["on"] not in (kind, "any") or fault["account"] not in (None, account):
                 continue
             struck.append(Switch(fault["name"], fault["params"]))
-            request.scope[NOTE]["struck"].append(fault["name"])
+            _note(request, fault["name"])
             fault["times"] -= 1
             if fault["times"] <= 0:
                 self.records.faults.remove(fault)
@@ -437,6 +441,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.setblocking(False)
     return listener
+
+
+def _note(request: Request, name: str) -> None:
+    """Notes what a request met: a queued fault, or a rule of the service's."""
+    request.scope[NOTE]["struck"].append(name)
 
 
 def _constant(data: Any) -> Handler:

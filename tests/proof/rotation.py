@@ -95,7 +95,10 @@ FAULTS = (
 )
 EXPIRES, REVOKES = 2, 1
 """How often, beside the faults: a token that the page can renew, and a sign-in that it cannot."""
-KNOWN = MappingProxyType({fault.name: fault for fault in FAULTS})
+COLD = Fault("cold", 0, HUMAN, human=True)
+"""The service's own: a page that was called before it had booted (protocol §2)."""
+
+KNOWN = MappingProxyType({fault.name: fault for fault in (*FAULTS, COLD)})
 
 
 @dataclass
@@ -320,11 +323,12 @@ class Judge:
         users: dict[str, int] = {}
         for record in self.records:
             told = f"{record['method']} {record['path']} (call {record['number']})"
-            if not record["path"].startswith("/api/v2/chat") or not record["bearer_of"]:
-                continue
-            if record["bearer_of"] != record["cookie_of"] and record["cookie_of"]:
+            ours = record["method"] != "GET" and record["path"].startswith("/api/v2/chat")
+            if not ours and not record["bearer_of"]:
+                continue  # the page's own, before it has a token
+            if record["bearer_of"] != record["cookie_of"]:
                 self.wrong.append(f"token and cookie of two accounts: {told}")
-            elif not record["one_sign_in"] and record["cookie_of"]:
+            elif not record["one_sign_in"]:
                 self.wrong.append(f"token and cookie of two sign-ins: {told}")
             if record["chat_of"] not in (None, record["bearer_of"]):
                 self.wrong.append(f"the chat is another account's: {told}")

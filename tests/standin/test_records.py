@@ -72,6 +72,22 @@ def test_requests_are_numbered_and_tell_what_struck_them(
     assert struck["two@example.com", "/api/v2/chats/"] == []
 
 
+def test_a_rule_of_the_service_that_struck_is_told_too(standin: Standin, one: Visitor) -> None:
+    with Visitor(standin, "cold@example.com", booted=False) as cold:
+        cold.call("POST", "/api/v2/chats/new", {})
+    chat = one.new_chat()
+    one.http.cookies.clear()
+    one.ask("hi", chat)
+    met = {(each["account"], *each["struck"]) for each in standin.received("/api/v2/chat", "POST")}
+    assert met == {("cold@example.com", "cold"), ("one@example.com",), ("one@example.com", "bare")}
+
+
+def test_a_sign_in_that_is_gone_is_still_known(standin: Standin, one: Visitor) -> None:
+    standin.revoke("one@example.com")
+    one.call("POST", "/api/v2/chats/new", {})
+    assert whose(standin, "/api/v2/chats/new") == [("one@example.com", "one@example.com", None, True)]
+
+
 def test_the_records_hold_no_secret(standin: Standin, one: Visitor) -> None:
     one.ask("hi")
     told = str(standin.received())
