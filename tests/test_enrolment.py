@@ -22,10 +22,11 @@ from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.login import CLOSED, PENDING
 from qwenproxy.clock import SystemClock
 from qwenproxy.enrolment import HUMAN, NOT_CONFIRMED, NOTHING_ASKED, SIGNED_OUT, Checked, Enrolment
-from qwenproxy.errors import AccountGone, NeedsHuman, SignInFailed, Unreachable
+from qwenproxy.errors import AccountGone, BrowserMissing, NeedsHuman, SignInFailed, Unreachable
 from qwenproxy.qwen.client import QwenClient
 from qwenproxy.settings import Settings
 from tests.serve import Standin, free_port, until_async
+from tests.xvfb import virtual_screen
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser, pytest.mark.timeout(90)]
 ONE, TWO, LATE = "one@example.com", "two@example.com", "pending@example.com"
@@ -272,6 +273,30 @@ async def test_without_a_screen_the_ways_that_work_are_named_at_once(
     for way in ("copy", "--token-stdin", "xvfb-run"):
         assert way in str(failed.value)
     assert standin.received() == []
+
+
+async def test_a_window_of_ones_own_opens_on_the_screen_and_is_gone_after(
+    chromium_path: str, standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.options(demo=True, people=[ONE], person_in="windows")
+    settings = Settings(upstream=standin.site, auth_upstream=standin.auth, session_dir=tmp_path / "session")
+    enrolment = Enrolment(settings, Registry(settings.session_dir, SystemClock()), SystemClock(), say=print)
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    with virtual_screen() as display:
+        monkeypatch.setenv("DISPLAY", display)
+        added = await enrolment.add(browser=chromium_path)
+        assert added.account.email == ONE
+        names = [c.name() for c in psutil.Process().children(recursive=True) if c.pid not in children]
+        assert names == ["Xvfb"]
+
+
+async def test_a_browser_that_is_not_installed_is_named(standin: Standin, tmp_path: Path) -> None:
+    settings = Settings(upstream=standin.site, auth_upstream=standin.auth, session_dir=tmp_path / "session")
+    enrolment = Enrolment(settings, Registry(settings.session_dir, SystemClock()), SystemClock(), say=print)
+    with virtual_screen() as display, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISPLAY", display)
+        with pytest.raises(BrowserMissing, match="msedge"):
+            await enrolment.add(browser="msedge")
 
 
 # Checks.

@@ -383,9 +383,7 @@ class Chromium:
         except PlaywrightError as exc:
             log.debug("Playwright: %s", exc.message)
             if executable.channel and "is not found at" in exc.message:
-                raise BrowserMissing(
-                    f"QWENPROXY_BROWSER={executable.channel} is not installed; {HINT}"
-                ) from None
+                raise BrowserMissing(f"the browser {executable.channel} is not installed; {HINT}") from None
             raise BrowserLost(f"Chromium could not be started; {_reason(exc.message)}") from None
         return browser
 

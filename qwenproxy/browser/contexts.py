@@ -47,6 +47,7 @@ class BrowserTransport:
         self._lent = chromium is not None
         self.chromium = chromium or Chromium(settings, say=say)
         self._accounts: dict[str, AccountContext] = {}
+        self._retired: list[tuple[str, AccountContext]] = []
         self._closing = False
         self._life = AsyncExitStack()
         self._tasks: TaskGroup
@@ -109,8 +110,9 @@ class BrowserTransport:
 
     async def forget(self, account_id: str) -> None:
         """Ends the account's calls and closes its context; nothing of it is kept any more."""
-        account = self._accounts.pop(account_id, None)
-        if account is not None:
+        current = self._accounts.pop(account_id, None)
+        own = [account for name, account in self._retired if name == account_id]
+        for account in [*own, *([current] if current else [])]:
             account.retired = True
             await account.stop()
 
@@ -125,7 +127,15 @@ class BrowserTransport:
         if self._accounts.get(account_id) is account and not self._closing:
             account.has_successor = True
             del self._accounts[account_id]
-            self._tasks.start_soon(account.retire)
+            self._tasks.start_soon(self._retire, account_id, account)
+            self._account(account_id)
+
+    async def _retire(self, account_id: str, account: AccountContext) -> None:
+        self._retired.append((account_id, account))
+        try:
+            await account.retire()
+        finally:
+            self._retired.remove((account_id, account))
 
     async def _page(self, account_id: str) -> SitePage:
         while True:

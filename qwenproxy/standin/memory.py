@@ -194,7 +194,7 @@ class Records:
     def person(self) -> str:
         """Whom the sign-in page plays next."""
         people = self.options.people
-        return people[min(self.played, len(people) - 1)]
+        return people[min(self.played, len(people) - 1)] if people else ""
 
     def pends(self, account: str) -> bool:
         """Whether the account's e-mail address is not confirmed yet."""

@@ -257,6 +257,19 @@ async def test_after_a_new_sign_in_running_calls_end_in_the_old_context_and_new_
 
 
 @browser
+async def test_a_deleted_account_ends_its_calls_in_an_old_context_too(
+    road: BrowserTransport, body_of: BodyOf
+) -> None:
+    async with reading(road, "a") as (old,):
+        road.replace("a")
+        async with reading(road, "a") as (new,):
+            await road.forget("a")
+            assert await ended_s(old) < 5
+            assert await ended_s(new) < 5
+    assert (await road.chromium.current()).browser.contexts == []
+
+
+@browser
 async def test_callers_that_wait_for_a_page_get_the_one_of_the_new_sign_in(
     small_settings: Settings, chromium: Chromium, body_of: BodyOf
 ) -> None:
