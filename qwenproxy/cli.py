@@ -32,7 +32,7 @@ NOTHING_TO_SERVE = 1
 AT_FAULT = 2
 NO_ACCOUNT = 3
 SCRIPT = "start.bat" if sys.platform == "win32" else "./start.sh"
-HINT = f"hint: {SCRIPT} signs accounts in from its menu; {SCRIPT} demo shows everything at work without one"
+HINT = f"hint: {SCRIPT} opens the menu; {SCRIPT} demo shows everything at work without one"
 SERVING = ("menu", "serve", "demo")
 """Commands whose end by Ctrl-C is the end they are meant to have."""
 

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio.to_thread import run_sync
 
 from qwenproxy import logs
-from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.refusals import no_account
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import SystemClock
 from qwenproxy.demo import base_url
 from qwenproxy.engine import Engine, engine
 from qwenproxy.enrolment import Enrolment
-from qwenproxy.errors import NoAccount
 from qwenproxy.instance import hold
 from qwenproxy.live import live
 from qwenproxy.server.app import bind, create_app, serve
@@ -46,7 +45,9 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
         for line in await run_sync(registry.open):
             log.warning(line)  # noqa: G004,RUF100 - one line for a person, composed there
         if not (settings.stay_up or settings.passthrough_tokens):
-            require_usable(await run_sync(registry.accounts))
+            accounts = await run_sync(registry.accounts)
+            if not any(account.usable for account in accounts):
+                raise no_account(accounts)
         base = base_url(listener)
         held.tell(base)
         if not view:
@@ -56,23 +57,6 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
             await serve(
                 create_app(settings, lambda: _seen_engine(settings, base, view=view)), settings, listener
             )
-
-
-def require_usable(accounts: Sequence[Account]) -> None:
-    """Raises: NoAccount, which says why none is and what helps."""
-    if any(account.usable for account in accounts):
-        return
-    if not accounts:
-        raise NoAccount("no account is signed in")
-    gone, paused = (
-        sum(account.invalid for account in accounts),
-        sum(account.paused and not account.invalid for account in accounts),
-    )
-    if not paused:
-        raise NoAccount("every account's sign-in is gone")
-    if not gone:
-        raise NoAccount("every account is paused")
-    raise NoAccount(f"no account is usable: {gone} with their sign-in gone, {paused} paused")
 
 
 @asynccontextmanager

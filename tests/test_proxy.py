@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import signal
 import subprocess
@@ -17,35 +19,50 @@ import pexpect
 import pytest
 
 from qwenproxy import proxy
-from qwenproxy.accounts.account import Account
 from qwenproxy.engine import Engine
 from qwenproxy.errors import NoAccount
 from qwenproxy.instance import holder
-from qwenproxy.proxy import require_usable
 from qwenproxy.settings import Settings
 from tests.serve import Standin, clean_environment, free_port, proxy_variables, until, write_session
 
-OK, GONE, PAUSED = Account("acc_1"), Account("acc_2", invalid=True), Account("acc_3", paused=True)
+GONE: dict[str, object] = {"id": "acc_2", "token": "t", "resetAt": None, "invalid": True}
+PAUSED: dict[str, object] = {"id": "acc_3", "token": "t", "resetAt": None, "paused": True}
+WAITING: dict[str, object] = {"id": "acc_4", "token": "t", "resetAt": None, "waitsFor": "human"}
 
 
+def settings_of(folder: Path, *rows: dict[str, object]) -> Settings:
+    (folder / "tokens.json").write_text(json.dumps(rows))
+    return Settings(_env_file=None, session_dir=folder, port=0, browser=str(folder / "none"))
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("accounts", "said"),
+    ("rows", "said"),
     [
         ((), "no account is signed in"),
         ((GONE,), "every account's sign-in is gone"),
         ((PAUSED,), "every account is paused"),
-        ((GONE, PAUSED, GONE), "no account is usable: 2 with their sign-in gone, 1 paused"),
+        ((GONE, PAUSED), "every account is paused or its sign-in is gone"),
     ],
 )
-def test_a_start_without_a_usable_account_says_why(accounts: tuple[Account, ...], said: str) -> None:
-    with pytest.raises(NoAccount) as refused:
-        require_usable(accounts)
-    assert str(refused.value) == said
+async def test_a_start_without_a_usable_account_says_why(
+    rows: tuple[dict[str, object], ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NoAccount, match=said):
+        await proxy.run(settings_of(tmp_path, *rows), str, view=False)
 
 
-def test_one_usable_account_is_enough_also_while_it_waits() -> None:
-    require_usable((GONE, OK))
-    require_usable((GONE, Account("acc_4", why="human")))
+@pytest.mark.anyio
+async def test_one_usable_account_is_enough_also_while_it_waits(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = settings_of(tmp_path, GONE, WAITING)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(functools.partial(proxy.run, settings, said.append, view=False))
+        with anyio.fail_after(10):
+            while not said:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert "Serving http://" in said[0]
 
 
 @pytest.mark.anyio
