@@ -14,7 +14,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.error import HTTPError
@@ -44,7 +43,7 @@ NAMED = "its id, its number in the list, its label or its e-mail"
 FIELDS = (
     "Fields of --json, times in UTC: number, id, status (OK, WAIT, INVALID), resetAt (when the wait ends), "
     "invalid, paused, waitsFor (limit, human or empty), modelResetAt (limits of single models), label, "
-    "email, userId, signedInAt, holdsUntil, servedToday; with check also live (true, false, or null when it "
+    "signedInAt, holdsUntil, email, userId, servedToday; with check also live (true, false, or null when it "
     "could not be asked) and check (in words). Tokens are never shown."
 )
 EXPIRES_SOON = "a token that dies within a day is stored only with --yes"
@@ -405,32 +404,12 @@ def _complaint(answer: HTTPError) -> str:
 
 def _told(number: int, account: Account, desk: Desk, served: Mapping[str, int]) -> Json:
     """One account for a program; the names are those of `/api/status`."""
-    now = desk.clock.now()
-    status = account.state(now)
-    return {
-        "number": number,
-        "id": account.id,
-        "status": status,
-        "resetAt": _time(account.wait_until if status == "WAIT" else None),
-        "invalid": account.invalid,
-        "paused": account.paused,
-        "waitsFor": account.why if status == "WAIT" else "",
-        "modelResetAt": {model: _time(until) for model, until in account.model_waits if until > now},
-        "label": account.label,
-        "email": account.email,
-        "userId": account.user_id,
-        "signedInAt": _time(account.signed_in_at),
-        "holdsUntil": _time(account.holds_until),
-        "servedToday": served.get(account.id, 0),
-    }
+    own = {"email": account.email, "userId": account.user_id, "servedToday": served.get(account.id, 0)}
+    return {"number": number, **account.told(desk.clock.now()), **own}
 
 
 def _served(desk: Desk) -> Mapping[str, int]:
     return desk.registry.served(desk.clock.now().astimezone().date())
-
-
-def _time(instant: datetime | None) -> str | None:
-    return None if instant is None else instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _terminal() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 State = Literal["OK", "WAIT", "INVALID"]
@@ -67,6 +67,22 @@ class Account:
         ahead = [until for until in (self.wait_until, *limits) if until is not None and until > now]
         return max(ahead, default=None)
 
+    def told(self, now: datetime) -> dict[str, Any]:
+        """What programs may know of it, by the names of `tokens.json`: no token, and no e-mail yet."""
+        state = self.state(now)
+        return {
+            "id": self.id,
+            "status": state,
+            "resetAt": _iso(self.wait_until if state == "WAIT" else None),
+            "invalid": self.invalid,
+            "paused": self.paused,
+            "waitsFor": self.why if state == "WAIT" else "",
+            "modelResetAt": {model: _iso(until) for model, until in self.model_waits if until > now},
+            "label": self.label,
+            "signedInAt": _iso(self.signed_in_at),
+            "holdsUntil": _iso(self.holds_until),
+        }
+
     def ends_soon(self, now: datetime) -> bool:
         return not self.invalid and self.holds_until is not None and self.holds_until - now < ENDS_SOON
 
@@ -80,3 +96,8 @@ class SignIn:
     """The browser's cookies and storage; None for a bare token."""
     user_id: str = ""
     email: str = ""
+
+
+def _iso(instant: datetime | None) -> str | None:
+    """UTC, with the `Z` that the older proxies wrote."""
+    return None if instant is None else instant.astimezone(UTC).isoformat().replace("+00:00", "Z")

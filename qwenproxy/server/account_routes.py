@@ -90,28 +90,13 @@ class AccountRoutes:
 
 def _account(seat: SeatView, now: datetime, served: Mapping[str, int], found: Mapping[str, str]) -> Json:
     account = seat.account
-    told: Json = {
-        "id": account.id,
-        "status": account.state(now),
-        "resetAt": _time(account.wait_until if account.state(now) == "WAIT" else None),
-        "invalid": account.invalid,
-        "paused": account.paused,
-        "waitsFor": account.why if account.state(now) == "WAIT" else "",
-        "modelResetAt": {model: _time(until) for model, until in account.model_waits if until > now},
-        "label": account.label,
+    told: Json = account.told(now) | {
         "email": account.masked_email,
-        "signedInAt": _time(account.signed_in_at),
-        "holdsUntil": _time(account.holds_until),
         "inUse": seat.busy,
         "slots": seat.slots,
         "servedToday": served.get(account.id, 0),
     }
     return told | {"check": found[account.id]} if account.id in found else told
-
-
-def _time(instant: datetime | None) -> str | None:
-    """ISO 8601, UTC, as the seed's own clients read it."""
-    return None if instant is None else instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _token_in(body: Json) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -61,3 +61,24 @@ def test_the_end_of_a_sign_in_is_announced_ahead() -> None:
 def test_a_sign_in_shows_nothing_of_what_proves_it() -> None:
     shown = repr(SignIn("secret-token", {"cookies": [{"value": "secret-cookie"}]}, "u1", "j@example.com"))
     assert "secret" not in shown
+
+
+def test_what_programs_are_told() -> None:
+    berlin = timezone(timedelta(hours=1))
+    account = Account(
+        "a",
+        label="work",
+        email="jane@example.com",
+        wait_until=LATER.astimezone(berlin),
+        why="limit",
+        model_waits=(("qwen3-max", LATER), ("qwq", EARLIER)),
+    )
+    told = account.told(NOW)
+    assert told["status"] == "WAIT"
+    assert told["resetAt"] == "2026-11-21T15:00:00Z"
+    assert told["modelResetAt"] == {"qwen3-max": "2026-11-21T15:00:00Z"}
+    assert told["waitsFor"] == "limit"
+    assert (told["signedInAt"], told["holdsUntil"]) == (None, None)
+    over = account.told(LATER + timedelta(hours=1))
+    assert (over["status"], over["resetAt"], over["waitsFor"], over["modelResetAt"]) == ("OK", None, "", {})
+    assert "jane" not in str(told)
