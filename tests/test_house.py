@@ -26,10 +26,13 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat clock settings accounts.account",
-    "store accounts.rows accounts.refusals logs limits activity guests keys account_table qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "store accounts.rows accounts.refusals logs limits activity guests keys account_table "
+    "qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "accounts.healing questions dashboard",
-    "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat server.responses",
-    "accounts.lessons account_actions qwen.client janitor browser.chromium server.body server.connection server.guard",
+    "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
+    "server.responses",
+    "accounts.lessons account_actions qwen.client janitor browser.chromium server.body "
+    "server.connection server.guard",
     "accounts.pool",
     "gateway browser.bridge server.relay checkup live",
     "browser.site_page",
