@@ -83,22 +83,13 @@ def kept() -> Iterator[None]:
     Playwright's driver inherits it, and its Node sets it back at its own end to what it was at its start: to
     raw, when a view was shown by then.
     """
-    restore = restoring()
+    if sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    modes = termios.tcgetattr(terminal)
     try:
         yield
     finally:
-        restore()
-
-
-def restoring() -> Callable[[], None]:
-    """What sets the terminal back to its present modes."""
-    if sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
-        return lambda: None
-    terminal = sys.stdin.fileno()
-    modes = termios.tcgetattr(terminal)
-
-    def restore() -> None:
         with suppress(*GONE):
             termios.tcsetattr(terminal, termios.TCSADRAIN, modes)
-
-    return restore

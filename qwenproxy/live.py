@@ -7,7 +7,6 @@ an action says, asks and ends in stands on one line; its window waits as long as
 
 from __future__ import annotations
 
-import atexit
 import logging
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from qwenproxy.activity import Activity, InFlight
 from qwenproxy.clock import Clock
 from qwenproxy.dashboard import Line, Moment, draw, needs
 from qwenproxy.errors import QwenProxyError
-from qwenproxy.keys import pressed, restoring
+from qwenproxy.keys import pressed
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +79,6 @@ async def live(
 
     `enrolment` gives one that says what a person should read to the view.
     """
-    # The browser's driver ends after this view, and would leave the terminal raw (see `keys.kept`).
-    atexit.register(restoring())
     console = Console(highlight=False, emoji=False, markup=False)
     view = View(gateway, registry, enrolment, base_url, clock, quit, console)
     await view.run()

@@ -26,7 +26,7 @@ from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.enrolment import Enrolment
 from qwenproxy.errors import QwenProxyError
-from qwenproxy.keys import kept, pressed
+from qwenproxy.keys import pressed
 from qwenproxy.questions import Option, line, pick, yes
 from qwenproxy.settings import Settings, SettingsError, variable_of
 
@@ -170,8 +170,7 @@ class Menu:
             self._next, reason = refused
             return reason
         self._wipe()
-        with kept():
-            await self._start_proxy()
+        await self._start_proxy()
         return STOPPED
 
     async def _delete(self) -> str | None:

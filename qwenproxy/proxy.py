@@ -9,11 +9,12 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.to_thread import run_sync
 
-from qwenproxy import logs
+from qwenproxy import keys, logs
 from qwenproxy.accounts.refusals import no_account
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.clock import SystemClock
@@ -37,6 +38,7 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
         SettingsError: the address cannot be listened on.
         SessionLocked: another proxy serves this session folder.
         NoAccount: none is usable, at the start or at the end.
+        KeyboardInterrupt: not the view's `quit` but a signal ended it: whatever stands behind it ends too.
         SessionDamaged, BrowserMissing, …: whatever else keeps it from serving.
     """
     kept = logs.kept(settings.session_dir / "logs")
@@ -53,37 +55,46 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
         if not view:
             say(f"Serving {base}/v1; Ctrl-C ends it\n")
         log.info("serving %s/v1", base)
-        with logs.console(on=not view):
+        seen = _Seen(settings, base) if view else None
+        with logs.console(on=not view), keys.kept():
             await serve(
-                create_app(settings, lambda: _seen_engine(settings, base, view=view)), settings, listener
+                create_app(settings, seen.engine if seen else partial(engine, settings)), settings, listener
             )
+        if seen is not None and not seen.quits:
+            raise KeyboardInterrupt
 
 
-@asynccontextmanager
-async def _seen_engine(settings: Settings, base: str, *, view: bool) -> AsyncGenerator[Engine]:
-    """The engine, and the live view for as long as it runs, drain included."""
-    async with engine(settings) as running, anyio.create_task_group() as tasks:
-        if view:
-            tasks.start_soon(_watch, running, settings, base)
-        yield running
-        tasks.cancel_scope.cancel()
+class _Seen:
+    """The engine behind the live view."""
 
+    def __init__(self, settings: Settings, base: str) -> None:
+        self._settings = settings
+        self._base = base
+        self.quits = 0
 
-async def _watch(running: Engine, settings: Settings, base: str) -> None:
-    """A view that fails must not end what is served: the plain log takes its place."""
-    clock = SystemClock()
+    @asynccontextmanager
+    async def engine(self) -> AsyncGenerator[Engine]:
+        """The engine, and the live view for as long as it runs, drain included."""
+        async with engine(self._settings) as running, anyio.create_task_group() as tasks:
+            tasks.start_soon(self.watch, running)
+            yield running
+            tasks.cancel_scope.cancel()
 
-    def enrolment(say: Say) -> Enrolment:
-        return Enrolment(settings, running.registry, clock, say=say)
+    async def watch(self, running: Engine) -> None:
+        """A view that fails must not end what is served: the plain log takes its place."""
+        clock = SystemClock()
 
-    try:
-        await live(running.gateway, running.registry, enrolment, base, clock, quit=interrupt)
-    except Exception:
-        with logs.console(on=True):
-            log.exception("the live view failed; serving goes on, and the log follows")
-            await anyio.sleep_forever()
+        def enrolment(say: Say) -> Enrolment:
+            return Enrolment(self._settings, running.registry, clock, say=say)
 
+        try:
+            await live(running.gateway, running.registry, enrolment, self._base, clock, quit=self.quit)
+        except Exception:
+            with logs.console(on=True):
+                log.exception("the live view failed; serving goes on, and the log follows")
+                await anyio.sleep_forever()
 
-def interrupt() -> None:
-    """What one Ctrl-C does: the server drains; at once, when it is asked again."""
-    signal.raise_signal(signal.SIGINT)
+    def quit(self) -> None:
+        """What one Ctrl-C does: the server drains; at once, when it is asked again."""
+        self.quits += 1
+        signal.raise_signal(signal.SIGINT)

@@ -68,7 +68,7 @@ async def test_one_usable_account_is_enough_also_while_it_waits(tmp_path: Path) 
 @pytest.mark.anyio
 async def test_a_view_that_fails_gives_way_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with anyio.move_on_after(0.2) as serving:
-        await proxy._watch(cast(Engine, None), Settings(), "http://127.0.0.1:9")
+        await proxy._Seen(Settings(), "http://127.0.0.1:9").watch(cast(Engine, None))
     assert serving.cancelled_caught, "it must not end what is served"
     assert "the live view failed" in caplog.text
 

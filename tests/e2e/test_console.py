@@ -257,7 +257,6 @@ def test_the_live_view_alone_and_a_resize(tmp_path: Path, standin: Standin, chro
 
 
 @pytest.mark.browser
-@pytest.mark.xfail(reason="the proxy does not tell a signal from the view's q yet", strict=False)
 def test_a_signal_ends_the_live_view_and_the_menu_behind_it(
     tmp_path: Path, standin: Standin, chromium_path: str
 ) -> None:
