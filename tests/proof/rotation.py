@@ -17,11 +17,13 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
@@ -38,11 +40,14 @@ MODELS = ("qwen3.7-plus", "qwen3.7-max")
 AT_ONCE = 9
 """Three accounts have six slots: the others queue."""
 
+RETRIES = 3
+"""After so many a request ends as it is, whatever else could be tried."""
+
 LAG_S = 2.0
-"""The proxy takes a change up within a second; the machine may be loaded."""
+"""Until what a call met is learnt and on the disk, on a loaded machine."""
 
 SOON_S = 0.5
-"""Until what the proxy has learnt is seen on the disk."""
+"""Until what the proxy has learnt is told and noted here."""
 
 HEALED_AFTER_S = (2.2, 3.0)
 """How long the owner leaves an account out."""
@@ -130,6 +135,8 @@ class History:
     records: dict[int, Record] = field(default_factory=dict)
     known: list[tuple[float, datetime, dict[str, Account]]] = field(default_factory=list)
     """The registry as it was, by person."""
+    seen: list[tuple[float, datetime, dict[str, Account]]] = field(default_factory=list)
+    """The accounts as the proxy itself said that they were, by person."""
     healed: list[tuple[float, str]] = field(default_factory=list)
     revoked: list[tuple[float, str]] = field(default_factory=list)
     removed: list[tuple[float, str]] = field(default_factory=list)
@@ -242,44 +249,69 @@ async def ask(http: httpx.AsyncClient, asked: Asked) -> None:
         asked.code = "no end"
 
 
-async def drive(proxy: Proxy, owner: Owner, history: History, count: int, dice: random.Random) -> None:
+@dataclass
+class Drive:
     """All requests, some at a time, while the owner breaks and heals."""
-    left = iter(range(1, count + 1))
-    over = asyncio.Event()
 
-    async def client(http: httpx.AsyncClient) -> None:
-        for number in left:
-            if dice.random() < BREAKS:
-                await asyncio.to_thread(owner.break_one)
+    owner: Owner
+    history: History
+    dice: random.Random
+    http: httpx.AsyncClient
+    left: Iterator[int]
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for act, every_s in ((self.owner.look, 0.02), (self.owner.collect, 0.5)):
+                tasks.create_task(self.repeat(partial(asyncio.to_thread, act), every_s))
+            tasks.create_task(self.repeat(self.see, 0.05))
+            async with asyncio.TaskGroup() as clients:
+                for _ in range(AT_ONCE):
+                    clients.create_task(self.client())
+            self.over.set()
+
+    async def repeat(self, act: Callable[[], Awaitable[object]], every_s: float) -> None:
+        """Once more when it is over."""
+        while not self.over.is_set():
+            await act()
+            await asyncio.sleep(every_s)
+        await act()
+
+    async def client(self) -> None:
+        for number in self.left:
+            if self.dice.random() < BREAKS:
+                await asyncio.to_thread(self.owner.break_one)
             if number % 50 == 25:
-                await asyncio.to_thread(owner.break_all)
-            asked = Asked(number, dice.choice(MODELS), dice.random() < 0.5)
-            history.asked.append(asked)
-            await ask(http, asked)
+                await asyncio.to_thread(self.owner.break_all)
+            asked = Asked(number, self.dice.choice(MODELS), self.dice.random() < 0.5)
+            self.history.asked.append(asked)
+            await ask(self.http, asked)
             if asked.code:
-                await asyncio.sleep(dice.uniform(*BACK_OFF_S))
+                await asyncio.sleep(self.dice.uniform(*BACK_OFF_S))
 
-    async def watch() -> None:
-        while not over.is_set():
-            await asyncio.to_thread(owner.look)
-            await asyncio.sleep(0.02)
+    async def see(self) -> None:
+        people = self.owner.people
+        told = (await self.http.get("/api/status")).json()["accounts"]
+        seen = {people[row["id"]]: _account(row) for row in told if row["id"] in people}
+        self.history.seen.append((time.monotonic(), datetime.now(UTC), seen))
 
-    async def gather() -> None:
-        while not over.is_set():
-            await asyncio.to_thread(owner.collect)
-            await asyncio.sleep(0.5)
 
-    async with (
-        httpx.AsyncClient(base_url=proxy.base, timeout=120, trust_env=False) as http,
-        asyncio.TaskGroup() as tasks,
-    ):
-        watching = [tasks.create_task(watch()), tasks.create_task(gather())]
-        clients = [tasks.create_task(client(http)) for _ in range(AT_ONCE)]
-        await asyncio.gather(*clients)
-        over.set()
-        await asyncio.gather(*watching)
-    await asyncio.to_thread(owner.look)
-    await asyncio.to_thread(owner.collect)
+async def drive(proxy: Proxy, owner: Owner, history: History, count: int, dice: random.Random) -> None:
+    async with httpx.AsyncClient(base_url=proxy.base, timeout=120, trust_env=False) as http:
+        await Drive(owner, history, dice, http, iter(range(1, count + 1))).run()
+
+
+def _account(row: dict[str, Any]) -> Account:
+    """As the status route tells it."""
+    waits = {model: datetime.fromisoformat(until) for model, until in row["modelResetAt"].items()}
+    return Account(
+        row["id"],
+        invalid=row["invalid"],
+        paused=row["paused"],
+        wait_until=datetime.fromisoformat(row["resetAt"]) if row["resetAt"] else None,
+        why=row["waitsFor"],
+        model_waits=tuple(waits.items()),
+    )
 
 
 # ---- what must be true of it ----
@@ -290,7 +322,6 @@ class Judge:
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.times_s = [at_s for at_s, _, _ in history.known]
         self.records = [history.records[number] for number in sorted(history.records)]
         self.attempts: dict[int, list[Record]] = {asked.number: [] for asked in history.asked}
         self.wrong: list[str] = []
@@ -357,18 +388,22 @@ class Judge:
         """What is wrong with the refusal; "" when it was right."""
         if asked.status == 429 and not int(asked.retry_after or 0) > 0:
             return "it does not say when to come back"
-        during = self.known_between(asked.answered_s - LAG_S, asked.answered_s + SOON_S)
+        during = _between(self.history.seen, asked.answered_s - SOON_S, asked.answered_s + SOON_S)
         if asked.code in _reasons(during, asked.model):
             return ""
         person = attempts[-1]["bearer_of"] if attempts else ""
         if asked.code == NOBODY and self.acted(self.history.removed, person, asked.sent_s, asked.answered_s):
             return ""
         met = [KNOWN[name] for record in attempts[-1:] for name in record["struck"]]
-        # What a call for a new chat met is nobody's by the records; only blameless failures may be its end.
-        met += [fault for fault in self.met_by_new_chats(asked) if not fault.blames]
+        by_new_chats = self.met_by_new_chats(asked)
+        if not any(fault.blames for fault in met) and len(attempts) + len(by_new_chats) > RETRIES:
+            met += by_new_chats
+        # What a call for a new chat met is nobody's by the records; blameless failures may be its end.
+        met += [fault for fault in by_new_chats if not fault.blames]
         if not any(fault.code == asked.code for fault in met):
-            return f"an account could answer, and its last calls met {[fault.name for fault in met]}"
-        if any(fault.given for fault in met) or len(attempts) >= 3:
+            told = f"calls met {[record['struck'] for record in attempts]}, and for new chats "
+            return f"an account could answer; its {told}{[fault.name for fault in by_new_chats]}"
+        if any(fault.given for fault in met) or len(attempts) + len(by_new_chats) >= RETRIES:
             return ""
         others = {other for _, known in during for other in known if other != person}
         ready = [
@@ -386,7 +421,7 @@ class Judge:
     def nobody_is_called_while_out(self) -> None:
         for record in self.calls("/api/v2/chats/new"):
             person, model = record["bearer_of"], record["body"]["models"][0]
-            during = self.known_between(record["at"] - LAG_S, record["at"])
+            during = _between(self.history.known, record["at"] - LAG_S, record["at"])
             if all(person not in known or not known[person].ready(now, model) for now, known in during):
                 self.wrong.append(
                     f"{person} was called for {model} while it was out (call {record['number']})"
@@ -397,7 +432,7 @@ class Judge:
         for record, fault in strikes:
             person, at_s = record["bearer_of"], record["at"]
             meddled = self.acted(self.history.healed, person, at_s - LAG_S, at_s + LAG_S)
-            after = [known.get(person) for _, known in self.known_between(at_s, at_s + LAG_S)]
+            after = [known.get(person) for _, known in _between(self.history.known, at_s, at_s + LAG_S)]
             if not meddled and not any(_learnt(account, fault, record, at_s) for account in after):
                 self.wrong.append(
                     f"{person} met {fault.name} (call {record['number']}), and nobody learnt it"
@@ -418,11 +453,14 @@ class Judge:
     def acted(self, acts: Iterable[tuple[float, str]], person: str, from_s: float, to_s: float) -> bool:
         return any(who == person and from_s <= at_s <= to_s for at_s, who in acts)
 
-    def known_between(self, from_s: float, to_s: float) -> list[tuple[datetime, dict[str, Account]]]:
-        """What the registry said then, each with the wall time for which it counts."""
-        first = max(bisect_right(self.times_s, from_s) - 1, 0)
-        last = bisect_right(self.times_s, to_s)
-        return [(now, known) for _, now, known in self.history.known[first : max(last, first + 1)]]
+
+def _between(
+    history: list[tuple[float, datetime, dict[str, Account]]], from_s: float, to_s: float
+) -> list[tuple[datetime, dict[str, Account]]]:
+    """What was so then, from the last known before to the first known after."""
+    times_s = [at_s for at_s, _, _ in history]
+    first, last = max(bisect_right(times_s, from_s) - 1, 0), bisect_right(times_s, to_s) + 1
+    return [(now, known) for _, now, known in history[first:last]]
 
 
 def _said(record: Record) -> Record:
@@ -482,6 +520,17 @@ class Proof:
     history: History
     wrong: list[str]
 
+    def take_ups_s(self) -> list[float]:
+        """How long each of the owner's changes took to be known to the proxy, shortest first."""
+        seen = self.history.seen
+        found = []
+        for healed_s, person in self.history.healed[1::2]:
+            at = bisect_right(seen, healed_s, key=lambda each: each[0])
+            before = seen[max(at - 1, 0)][2].get(person)
+            news = (at_s for at_s, _, known in seen[at:] if person in known and known[person] != before)
+            found.append(next(news, healed_s) - healed_s)
+        return sorted(found)
+
     def told(self) -> str:
         history = self.history
         codes = Counter(asked.code or "answered" for asked in history.asked)
@@ -492,7 +541,8 @@ class Proof:
                 f"requests: {len(history.asked)}: {dict(codes.most_common())}",
                 f"calls of accounts checked: {len(calls)}; mix-ups and wrong ends: {len(self.wrong)}",
                 f"struck: {dict(struck.most_common())}; sign-ins revoked: {len(history.revoked)}",
-                f"healed: {len(history.healed) // 2}, {len(history.removed)} by deleting and adding",
+                f"healed: {len(history.healed) // 2}, {len(history.removed)} by deleting and adding; "
+                f"taken up after {median(self.take_ups_s()):.2f} s, at worst {self.take_ups_s()[-1]:.2f}",
             ]
         )
 
