@@ -33,9 +33,10 @@ from qwenproxy.account_table import coarse
 from qwenproxy.accounts.account import Account
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.browser.chromium import Chromium, Running
-from qwenproxy.browser.contexts import BrowserTransport, StorageState, state_from_token
+from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.install import HINT, Places, present
 from qwenproxy.browser.login import screen_problem
+from qwenproxy.browser.site_page import StorageState, state_from_token
 from qwenproxy.chat import Delta, Message, Text
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.enrolment import Enrolment

@@ -22,7 +22,8 @@ from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import Activity
 from qwenproxy.browser.chromium import Chromium
-from qwenproxy.browser.contexts import BrowserTransport, StorageState, state_from_token
+from qwenproxy.browser.contexts import BrowserTransport
+from qwenproxy.browser.site_page import StorageState, state_from_token
 from qwenproxy.checkup import Checkup
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.errors import AccountGone, QwenProxyError, StoreError

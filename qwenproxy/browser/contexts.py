@@ -16,8 +16,6 @@ from qwenproxy.browser.account_context import AccountContext, KeepState, StateOf
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.install import Say
 from qwenproxy.browser.site_page import SitePage
-from qwenproxy.browser.site_page import StorageState as StorageState
-from qwenproxy.browser.site_page import state_from_token as state_from_token
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.transport import Fetch, Fetched
 from qwenproxy.settings import Settings

@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 from qwenproxy.browser.chromium import Chromium
-from qwenproxy.browser.contexts import BrowserTransport, StorageState, state_from_token
+from qwenproxy.browser.contexts import BrowserTransport
+from qwenproxy.browser.site_page import StorageState, state_from_token
 from qwenproxy.qwen.transport import Fetch
 from qwenproxy.settings import Settings
 from tests.serve import free_port, process, until

@@ -17,8 +17,8 @@ import pytest
 
 from qwenproxy.browser import account_context as module
 from qwenproxy.browser.chromium import Chromium
-from qwenproxy.browser.contexts import BrowserTransport, StorageState
-from qwenproxy.browser.site_page import mark_of, token_in
+from qwenproxy.browser.contexts import BrowserTransport
+from qwenproxy.browser.site_page import StorageState, mark_of, token_in
 from qwenproxy.errors import SessionLocked, TokenRejected
 from qwenproxy.qwen.transport import Fetch
 from qwenproxy.settings import Settings
