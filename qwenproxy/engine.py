@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -146,19 +147,25 @@ class _Follower:
         """Until cancelled; what was served is counted to the end."""
         try:
             async with anyio.create_task_group() as tasks:
-                while True:
-                    try:
-                        await self._look(tasks)
-                        await self._pool.save()
-                        await self._count()
-                        self._remind()
-                    except Exception:  # a bug here must not end the answers under way
-                        log.exception("following the session folder failed")
-                    await anyio.sleep(LOOK_EVERY_S)
+                # Apart, so that a slow disk under what is written holds up nothing that is read.
+                tasks.start_soon(self._again_and_again, partial(self._look, tasks))
+                tasks.start_soon(self._again_and_again, self._write)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._pool.save()
-                await self._count()
+                await self._write()
+
+    async def _again_and_again(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except Exception:  # a bug here must not end the answers under way
+                log.exception("following the session folder failed")
+            await anyio.sleep(LOOK_EVERY_S)
+
+    async def _write(self) -> None:
+        await self._pool.save()
+        await self._count()
+        self._remind()
 
     async def _look(self, tasks: TaskGroup) -> None:
         read_s = self._clock.monotonic_s()
