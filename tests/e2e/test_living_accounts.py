@@ -26,6 +26,7 @@ from tests.serve import (
     running_proxy,
     running_proxy_of,
     until,
+    write_session,
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(90)]
@@ -189,3 +190,22 @@ def test_the_second_proxy_on_a_folder_says_who_holds_it(tmp_path: Path, standin:
         assert str(proxy.pid) in second.stderr
         assert proxy.base in second.stderr
         assert ask(proxy).status_code == 200
+
+
+def test_a_damaged_registry_is_healed_while_serving_and_an_end_is_announced(
+    tmp_path: Path, standin: Standin
+) -> None:
+    session = tmp_path / "session"
+    write_session(session, standin, (ONE,))
+    tokens = session / "tokens.json"
+    soon = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    tokens.write_text(json.dumps([row | {"holdsUntil": soon} for row in json.loads(tokens.read_text())]))
+    with running_proxy_of(tmp_path, standin) as proxy:
+        log = session / "logs" / "proxy.log"
+        until(lambda: "acc_1: its sign-in ends on" in log.read_text())
+        tokens.write_text("torn by som")
+        until(lambda: list(session.glob("tokens.json.corrupt-*")))
+        until(lambda: registry_of(tmp_path).accounts()[0].id == "acc_1")
+        assert ask(proxy).status_code == 200
+        assert list(status(proxy)) == ["acc_1"]
+        assert "serving goes on with the accounts known" in log.read_text()
