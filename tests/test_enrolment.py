@@ -20,6 +20,7 @@ from qwenproxy.accounts.registry import Registry
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.login import CLOSED, PENDING
+from qwenproxy.browser.site_page import close
 from qwenproxy.clock import SystemClock
 from qwenproxy.enrolment import HUMAN, NOT_CONFIRMED, NOTHING_ASKED, SIGNED_OUT, Checked, Enrolment
 from qwenproxy.errors import AccountGone, BrowserMissing, NeedsHuman, SignInFailed, Unreachable
@@ -175,7 +176,7 @@ async def test_a_closed_window_ends_it(desk: Desk, what: str) -> None:
     async def close() -> None:
         page = await desk.page()
         await page.wait_for_url("**/auth")
-        await (page.close() if what == "page" else page.context.close())
+        await close(page if what == "page" else page.context)
 
     async with meanwhile(close):
         with pytest.raises(SignInFailed) as failed:
@@ -395,7 +396,7 @@ async def test_a_window_closed_over_the_dialog_has_passed_nothing(desk: Desk, st
         page = await desk.page()
         await page.locator(".baxia-dialog").wait_for()
         await anyio.sleep(1)
-        await page.close()
+        await close(page)
 
     async with meanwhile(leave):
         with pytest.raises(SignInFailed, match="closed while it was still shown"):
@@ -416,7 +417,7 @@ async def test_where_nothing_is_asked_the_person_is_told_and_the_free_check_deci
         await until_async(lambda: desk.said)
         await page.evaluate("localStorage.passed = 'yes'")
         await until_async(lambda: "passed" in json.dumps(desk.registry.browser_state(account.id)))
-        await page.close()
+        await close(page)
 
     async with meanwhile(close_when_told):
         passed = await desk.enrolment.pass_check(account.id)
@@ -432,7 +433,7 @@ async def test_the_free_check_after_a_closed_window_may_say_no(desk: Desk, stand
         page = await desk.page()
         await page.get_by_text("Signed in as").wait_for()
         standin._control("POST", "challenge", {"account": ONE})
-        await page.close()
+        await close(page)
 
     async with meanwhile(close):
         with pytest.raises(SignInFailed, match="not passed"):

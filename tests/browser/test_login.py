@@ -15,7 +15,7 @@ from qwenproxy.browser import login as module
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.login import CLOSED, PENDING, Window, screen_problem, window
-from qwenproxy.browser.site_page import mark_of, proves_somebody, token_in
+from qwenproxy.browser.site_page import close, mark_of, proves_somebody, token_in
 from qwenproxy.errors import BrowserLost, SignInFailed, Unreachable
 from qwenproxy.qwen.transport import Fetch
 from qwenproxy.settings import Settings
@@ -160,7 +160,7 @@ async def test_a_closed_window_says_so(chromium: Chromium, standin: Standin) -> 
     async with open_window(standin, chromium) as opened:
         assert not opened.closed
         for page in opened._context.pages:
-            await page.close()
+            await close(page)
         assert opened.closed
         with pytest.raises(SignInFailed, match=CLOSED):
             await opened.signed_in()
