@@ -173,12 +173,12 @@ async def test_a_sign_in_that_the_service_does_not_confirm_is_none(
 
 @pytest.mark.parametrize("what", ["page", "context"])
 async def test_a_closed_window_ends_it(desk: Desk, what: str) -> None:
-    async def close() -> None:
+    async def leave() -> None:
         page = await desk.page()
         await page.wait_for_url("**/auth")
         await close(page if what == "page" else page.context)
 
-    async with meanwhile(close):
+    async with meanwhile(leave):
         with pytest.raises(SignInFailed) as failed:
             await desk.enrolment.add()
     assert str(failed.value) == CLOSED
@@ -429,13 +429,13 @@ async def test_the_free_check_after_a_closed_window_may_say_no(desk: Desk, stand
     account = desk.known(standin, ONE)
     desk.registry.update(account.id, lambda known: replace(known, why="human"))
 
-    async def close() -> None:
+    async def leave() -> None:
         page = await desk.page()
         await page.get_by_text("Signed in as").wait_for()
         standin._control("POST", "challenge", {"account": ONE})
         await close(page)
 
-    async with meanwhile(close):
+    async with meanwhile(leave):
         with pytest.raises(SignInFailed, match="not passed"):
             await desk.enrolment.pass_check(account.id)
     assert desk.now(account).why == "human"

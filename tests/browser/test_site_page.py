@@ -176,7 +176,7 @@ async def test_a_page_closes_soon_even_while_it_navigates(
             page = await SitePage.open(context, small_settings)
             await page._page.evaluate("() => { fetch('/endless'); location.href = '/?again'; }")
             await page.watch()
-            await close(page)
+            await page.close()
             assert page._page.is_closed()
 
 
