@@ -15,9 +15,54 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamChat:
+    """A chat in a web account."""
+
+    id: str
+    account_id: str
+
+
+AttachmentKind = Literal["image", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Something a message carries beside its text, by its address."""
+
+    kind: AttachmentKind
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Role
     text: str
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRef:
+    """Which conversation a request belongs to, in the client's words."""
+
+    id: str = ""
+    """A chat of ours, or (where `is_chat` is false) also the id of an earlier answer; "": a new chat."""
+    parent_id: str = ""
+    """The message to continue from, or to answer anew; "": the last one."""
+    is_chat: bool = True
+    regenerate: bool = False
+    """Answers a question again instead of asking a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a conversation lives in the web accounts; the chat it is answered in is not tidied away."""
+
+    account_id: str = ""
+    """Who answers, as long as it may; "": whose turn it is."""
+    chat_id: str = ""
+    """The upstream chat that knows all but the last message; "": none does."""
+    response_id: str = ""
+    """The answer in there that the last message follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +80,27 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     choices: int = 1
     include_usage: bool = False
+    conversation: ConversationRef | None = None
+    """None: `messages` are the whole of it."""
+    remember: bool = True
+    """Whether the answer may be continued by its id."""
+    home: Home | None = None
+    """Where the conversation lives upstream; None: nowhere, a chat of its own is made and tidied away."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     chat_id: str
+    """The upstream chat's."""
     response_id: str
     model: str
     """The model that serves."""
+    account_id: str = ""
+    rebuilt: str = ""
+    """Why the conversation so far was told anew in a fresh upstream chat; "": it was not."""
+    conversation_id: str = ""
+    """The chat of ours it is kept in, and the id under which this answer is kept there; "": nowhere."""
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +142,8 @@ class Usage:
 class Finished:
     reason: FinishReason
     usage: Usage = Usage()
+    cut: bool = False
+    """Ended by the proxy: upstream the answer may go on."""
 
 
 Delta: TypeAlias = Started | Thinking | Text | Source | Media | Finished

@@ -8,7 +8,11 @@ QwenProxyError                      500 internal_error
 │   ├── ContextTooLong              400 context_length_exceeded
 │   ├── OriginRefused               403 origin_refused         a web page or a foreign host name
 │   ├── NotAllowed                  403 not_allowed
+│   ├── InvalidKey                  401 invalid_api_key        no key, or not one of ours
 │   ├── UnknownModel                404 model_not_found
+│   ├── UnknownChat                 404 chat_not_found         no such chat or message, or another key's
+│   ├── ChatDamaged                 409 chat_damaged           its file is there and cannot be read
+│   ├── KeyLimit                    429 key_limit              this key asks too often, or too much at once
 │   ├── NotFound                    404 not_found
 │   ├── MethodNotAllowed            405 method_not_allowed
 │   ├── TooLarge                    413 too_large
@@ -50,6 +54,8 @@ class QwenProxyError(Exception):
     code = "internal_error"
     retry_after_s: float | None = None
     """Seconds after which trying again makes sense; becomes `Retry-After`."""
+    conversation_id: str = ""
+    """The chat of ours in which it happened, where there is one."""
 
 
 class CallerError(QwenProxyError):
@@ -86,6 +92,30 @@ class OriginRefused(CallerError):
 class NotAllowed(CallerError):
     status = 403
     code = "not_allowed"
+
+
+class InvalidKey(CallerError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class UnknownChat(CallerError):
+    status = 404
+    code = "chat_not_found"
+
+
+class ChatDamaged(CallerError):
+    status = 409
+    code = "chat_damaged"
+
+
+class KeyLimit(CallerError):
+    status = 429
+    code = "key_limit"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownModel(CallerError):

@@ -24,7 +24,7 @@ import anyio
 
 from qwenproxy.accounts.pool import AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
-from qwenproxy.chat import ChatRequest, Delta
+from qwenproxy.chat import ChatRequest, Delta, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     AccountGone,
@@ -42,7 +42,6 @@ from qwenproxy.errors import (
     UpstreamError,
 )
 from qwenproxy.janitor import Janitor
-from qwenproxy.ledger import UpstreamChat
 from qwenproxy.limits import Cutter, Meter
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import BUILT_IN, Model, resolve

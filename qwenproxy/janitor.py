@@ -11,8 +11,9 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 
+from qwenproxy.chat import UpstreamChat
 from qwenproxy.errors import ChatGone, QwenProxyError, ShuttingDown
-from qwenproxy.ledger import Event, Ledger, UpstreamChat
+from qwenproxy.ledger import Event, Ledger
 
 log = logging.getLogger(__name__)
 

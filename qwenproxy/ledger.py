@@ -8,19 +8,13 @@ line.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from qwenproxy import store
+from qwenproxy.chat import UpstreamChat
 
 Event = Literal["made", "kept", "gone"]
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamChat:
-    id: str
-    account_id: str
 
 
 class Ledger:

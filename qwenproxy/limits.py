@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from qwenproxy.chat import Delta, Finished, FinishReason, Text, Thinking, Usage
 
@@ -22,7 +23,7 @@ class Meter:
             case Text() | Thinking():
                 self._bytes += len(delta.text) if delta.text.isascii() else len(delta.text.encode())
             case Finished(usage=Usage(input_tokens=0)):
-                return Finished(delta.reason, self._estimated(delta.usage))
+                return replace(delta, usage=self._estimated(delta.usage))
         return delta
 
     def _estimated(self, usage: Usage) -> Usage:
@@ -113,7 +114,7 @@ class Cutter:
 
     def _finish(self, finished: Finished) -> Iterator[Delta]:
         for delta in self._give(is_last=True):
-            yield Finished("stop", finished.usage) if isinstance(delta, Finished) else delta
+            yield Finished("stop", finished.usage, cut=True) if isinstance(delta, Finished) else delta
         if not self.done:
             self.done = True
             yield finished
@@ -124,4 +125,4 @@ class Cutter:
         tokens = self._said_tokens or _tokens(self._spent)
         if self._limit is not None:
             tokens = min(tokens, self._limit // BYTES_PER_TOKEN)
-        return Finished(reason, Usage(output_tokens=tokens, estimated=True))
+        return Finished(reason, Usage(output_tokens=tokens, estimated=True), cut=True)

@@ -25,8 +25,8 @@ SOURCE = ROOT / "qwenproxy"
 README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
-    "errors chat clock settings accounts.account",
-    "store accounts.rows accounts.refusals logs limits activity guests keys account_table "
+    "errors chat caller clock settings accounts.account",
+    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript turn_order "
     "qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "accounts.healing questions dashboard",
     "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
@@ -60,10 +60,12 @@ PURE = {
     "account_table",
     "accounts.account",
     "accounts.rows",
+    "caller",
     "chat",
     "dashboard",
     "errors",
     "limits",
+    "transcript",
     "qwen.sse",
     "qwen.phases",
     "qwen.drift",

@@ -8,9 +8,10 @@ import anyio
 import pytest
 
 from qwenproxy import janitor as janitor_module
+from qwenproxy.chat import UpstreamChat
 from qwenproxy.errors import ChatBusy, ChatGone, QwenProxyError, Unreachable
 from qwenproxy.janitor import TITLE, Janitor
-from qwenproxy.ledger import Ledger, UpstreamChat
+from qwenproxy.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwenproxy.ledger import Ledger, UpstreamChat
+from qwenproxy.chat import UpstreamChat
+from qwenproxy.ledger import Ledger
 
 ONE, TWO, THREE = (UpstreamChat(f"chat-{n}", "a") for n in range(3))
 
