@@ -130,6 +130,11 @@ class Standin:
         found: list[dict[str, Any]] = self._control("GET", "received")
         return [each for each in found if each["path"].startswith(path) and method in (None, each["method"])]
 
+    def turns(self) -> list[dict[str, Any]]:
+        """Every turn since the last reset, oldest first: what the model was told, and what it said."""
+        found: list[dict[str, Any]] = self._control("GET", "turns")
+        return found
+
     def chats(self) -> list[str]:
         return [chat for chats in self.state()["chats"].values() for chat in chats]
 
@@ -148,6 +153,9 @@ class Standin:
 
     def solve(self, account: str | None = None) -> None:
         self._control("POST", "solve", {"account": account})
+
+    def challenge(self, account: str | None = None) -> None:
+        self._control("POST", "challenge", {"account": account})
 
     def break_streams(self) -> None:
         self._control("POST", "break")

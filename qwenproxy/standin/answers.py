@@ -15,6 +15,8 @@ SEARCH_SILENCE_S = 10.0
 KEEP_ALIVE_S = 10.0
 """Seconds between heartbeats in slow work (protocol §5.6)."""
 LONG_SENTENCES = 60
+RECALLED_WORDS = 8
+"""Of each question that `recall` tells."""
 _PIECE = re.compile(r"\s*\S{1,7}|\s+")
 _CALL = "call_9c1f0e2d4b6a48f0a1b2c3d4"
 
@@ -78,6 +80,15 @@ def say(scene: Scene) -> Iterator[Step]:
     if _wants_thinking(scene.turn):
         yield from thoughts(scene)
     yield from scene.spoken(scene.switch.word("text", "Hello from the stand-in."))
+    yield from scene.end()
+
+
+def recall(scene: Scene) -> Iterator[Step]:
+    """`recall`: what the chat knows when this is asked, so that a person sees that context is kept."""
+    asked = [f'{number}. "{_beginning(turn.prompt)}"' for number, turn in enumerate(scene.turn.before, 1)]
+    turns = "1 turn" if len(asked) == 1 else f"{len(asked)} turns"
+    yield from _opening(scene)
+    yield from scene.spoken(f"I remember {turns} of this chat before this one. {' '.join(asked)}".strip())
     yield from scene.end()
 
 
@@ -181,6 +192,11 @@ def _detail(scene: Scene) -> Iterator[Step]:
     yield scene.frames.phase_finished("think")
 
 
+def _beginning(text: str) -> str:
+    words = text.split()
+    return " ".join(words[:RECALLED_WORDS]) + (" …" if len(words) > RECALLED_WORDS else "")
+
+
 def _opening(scene: Scene) -> Iterator[Step]:
     yield Head()
     yield scene.frames.created()
@@ -251,6 +267,7 @@ def _image_url(scene: Scene, name: str, key: int) -> str:
 TALKS: dict[str, Talk] = {
     "plain": plain,
     "say": say,
+    "recall": recall,
     "think": think,
     "long": long,
     "count": count,

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .faults import NAMES
-from .memory import Counters, Options, Records, Session
+from .memory import Counters, Options, Records, Session, Turn
 from .signins import SignIns
 from .talks import read_object
 
@@ -39,6 +39,7 @@ class Control:
         return [
             Route("/__standin__/state", self.state),
             Route("/__standin__/received", self.received),
+            Route("/__standin__/turns", self.turns),
             Route("/__standin__/challenge", self.challenge),
             *(Route(f"/__standin__/{name}", call, methods=["POST"]) for name, call in posts.items()),
         ]
@@ -65,6 +66,10 @@ class Control:
 
     async def received(self, request: Request) -> Response:
         return JSONResponse(list(self._records.received))
+
+    async def turns(self, request: Request) -> Response:
+        """Every turn that was asked since the last reset, oldest first, also of deleted chats."""
+        return JSONResponse([_turn(turn) for turn in self._records.asked])
 
     async def challenge(self, request: Request) -> Response:
         """Whether the asking page's sign-in still has to be verified."""
@@ -165,3 +170,18 @@ class Control:
             "booted": session.booted,
             "challenged": session.challenged,
         }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "account": turn.chat.account,
+        "chat": turn.chat.id,
+        "parent": turn.parent_id,
+        "response": turn.response_id,
+        "user": turn.user_id,
+        "content": turn.message.get("content"),
+        "prompt": turn.prompt,
+        "said": "".join(turn.said),
+        "ending": turn.ending,
+        "model": turn.model,
+    }

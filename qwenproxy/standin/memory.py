@@ -24,6 +24,8 @@ PENDING_PREFIX = "pending@"
 """E-mail addresses that begin so have to be confirmed first."""
 RECEIVED_LIMIT = 2000
 """Requests remembered for `GET /__standin__/received`."""
+TURNS_LIMIT = 20_000
+"""Turns remembered for `GET /__standin__/turns`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,21 @@ class Turn:
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property
+    def parent_id(self) -> str:
+        """The answer it follows; "" for a chat's first turn."""
+        return str(self.body.get("parent_id") or "")
+
+    @property
+    def before(self) -> list[Turn]:
+        """The turns that led to this one, oldest first: what a model would know of its chat."""
+        found: list[Turn] = []
+        turn = self.chat.turns.get(self.parent_id)
+        while turn is not None:
+            found.append(turn)
+            turn = turn.chat.turns.get(turn.parent_id)
+        return found[::-1]
+
+    @property
     def feature(self) -> dict[str, Any]:
         config = self.message.get("feature_config")
         return config if isinstance(config, dict) else {}
@@ -160,6 +177,8 @@ class Records:
     marks_met: dict[str, int] = field(default_factory=dict)
     """How often each mark of a prompt has struck, for `times=`."""
     received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECEIVED_LIMIT))
+    asked: deque[Turn] = field(default_factory=lambda: deque(maxlen=TURNS_LIMIT))
+    """Every turn, also of chats that are deleted."""
     played: int = 0
     """How many of `people` have signed in."""
     activated: set[str] = field(default_factory=set)
@@ -178,7 +197,8 @@ class Records:
             turn.interrupted.set()
         self.options = self.first_options
         self.played = 0
-        for kept in (self.chats, self.faults, self.marks_met, self.received, self.accounts, self.activated):
+        chats = (self.chats, self.asked)
+        for kept in (*chats, self.faults, self.marks_met, self.received, self.accounts, self.activated):
             kept.clear()
         if sessions:
             self.sessions.clear()

@@ -130,6 +130,7 @@ class Talks:
     def _begin(self, turn: Turn) -> None:
         turn.chat.live = turn
         turn.chat.turns[turn.response_id] = turn
+        self._records.asked.append(turn)
         if turn.chat.title == "New chat":
             turn.chat.title = turn.prompt[:40] or "New chat"
         self._records.counters(turn.chat.account).opened += 1
