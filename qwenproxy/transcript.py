@@ -72,7 +72,7 @@ class Entry:
     upstream_chat: str = ""
     upstream_response: str = ""
     """Where the same answer stands in the web account; "" when it does not stand there word for word."""
-    more: Mapping[str, Any] = NONE
+    more: Mapping[str, Any] = field(default_factory=lambda: NONE)
     """What others wrote."""
 
     @property
@@ -101,7 +101,7 @@ class Transcript:
     name: str
     created: int
     """Milliseconds."""
-    entries: Mapping[str, Entry] = NONE
+    entries: Mapping[str, Entry] = field(default_factory=lambda: NONE)
     """By id; a parent stands before its children."""
     leaf: str = ""
     """The last message of the current branch; "" in an empty chat."""
@@ -113,7 +113,7 @@ class Transcript:
     """The upstream chat that mirrors this one."""
     untwinned: str = ""
     """Why there is no twin, where there was one or the chat came from elsewhere."""
-    more: Mapping[str, Any] = field(default=NONE)
+    more: Mapping[str, Any] = field(default_factory=lambda: NONE)
 
     # ---- reading ----
 
