@@ -4,10 +4,13 @@ set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 
-# What the tests of windows and of failing disks want; where we may, it is got.
+# What the tests of windows, of failing disks and of the examples want; where we may, it is got.
 wanted=()
 command -v Xvfb >/dev/null || wanted+=(xvfb)
 command -v strace >/dev/null || wanted+=(strace)
+command -v curl >/dev/null || wanted+=(curl)
+command -v node >/dev/null || wanted+=(nodejs)
+command -v npm >/dev/null || wanted+=(npm)
 if [ "${#wanted[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   apt-get -q update
   DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install "${wanted[@]}"

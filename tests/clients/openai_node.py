@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.clients.openai_node
 
-Installs the package from npm into a temporary folder; needs Node 20 or newer.
+Installs the package from npm the first time; needs Node 20 or newer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.clients.node_package import project
 from tests.serve import free_port, process
 
 SCRIPT = """
@@ -56,12 +57,8 @@ console.log(`openai for Node: ${pieces} pieces, ${ids.length} models, all as exp
 def main() -> None:
     port = free_port()
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "package.json").write_text('{"type": "module", "private": true}')
+        folder = project(Path(name))
         (folder / "check.js").write_text(SCRIPT)
-        subprocess.run(
-            ["npm", "install", "--silent", "--no-fund", "--no-audit", "openai"], cwd=folder, check=True
-        )
         with process(
             [sys.executable, "-u", "-m", "qwenproxy", "demo", "--port", str(port)], folder, {}
         ) as demo:
