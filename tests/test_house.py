@@ -26,14 +26,15 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat caller clock settings accounts.account",
-    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript turn_order "
-    "qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "accounts.healing questions dashboard",
+    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript "
+    "turn_order qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "accounts.healing questions dashboard api_keys",
     "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.body "
-    "server.connection server.guard",
-    "accounts.pool",
+    "server.connection dialects.native",
+    "accounts.pool exports server.guard",
+    "server.access",
     "gateway browser.bridge server.relay checkup live",
     "browser.site_page",
     "browser.account_context",
@@ -74,6 +75,8 @@ PURE = {
     "qwen.failures",
     "dialects.base",
     "dialects.openai_chat",
+    "dialects.native",
+    "exports",
 }
 IMPURE = {
     *("asyncio", "anyio", "fastapi", "starlette", "uvicorn", "playwright", "filelock", "os", "pathlib"),
