@@ -161,6 +161,12 @@ class Reply:
     finished: Finished
 
 
+def written(text: str, media: Iterable[Media]) -> str:
+    """An answer's text, with its pictures after it in Markdown."""
+    urls = (m.url.replace(" ", "%20").replace("(", "%28").replace(")", "%29") for m in media)
+    return "\n\n".join([*([text] if text else []), *(f"![image]({url})" for url in urls)])
+
+
 def fold(deltas: Iterable[Delta]) -> Reply:
     """The whole answer that a finished stream adds up to."""
     every = list(deltas)

@@ -1,4 +1,7 @@
-"""One request's life: the model that serves, an account, a fresh chat, the answer, and what is tried again.
+"""One request's life: the model that serves, an account, a chat, the answer, and what is tried again.
+
+A request with a `home` goes to the account and the chat that know its conversation, with its last message
+alone; where that cannot be, it is told whole to a fresh chat like any other. Its chats are not tidied away.
 
 Retries, at most three, happen only while nothing has been given out, and repeat the same request whole:
 
@@ -18,13 +21,14 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 import anyio
 
 from qwenproxy.accounts.pool import AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
-from qwenproxy.chat import ChatRequest, Delta, UpstreamChat
+from qwenproxy.chat import ChatRequest, Delta, Home, Started, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     AccountGone,
@@ -60,6 +64,10 @@ ANOTHER_S = 1.0
 
 OUT_OF_TURN = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
 """After these the pool itself keeps the account from this request, for as long as there is reason to."""
+
+TWIN_GONE = "twin_gone"
+RETRIED = "retried"
+"""Why a conversation is told anew in a fresh chat, beside what `Pool.why_away` says."""
 
 HEADLESS_HINT = "a visible window is asked less often: QWENPROXY_HEADLESS=0 gives one"
 
@@ -137,13 +145,11 @@ class Gateway:
                 request.model, live, default=settings.default_model, unknown=settings.unknown_model
             )
             inside.model = model.id
-            turn = Turn(
-                model, fold(request.messages, secrets.token_hex(6)), request.thinking, request.thinking_budget
-            )
-            self._upstream.check_size(turn)
+            words = _Words(request, model, secrets.token_hex(6))
+            self._upstream.check_size(words.turn)
             cutter = Cutter(request.stop, request.max_tokens)
-            meter = Meter(turn.prompt)
-            async with aclosing(self._on_accounts(turn, inside, only)) as deltas:
+            meter = Meter(words.turn.prompt)
+            async with aclosing(self._on_accounts(words, inside, only)) as deltas:
                 async for delta in deltas:
                     for piece in cutter.push(delta):
                         yield meter.read(piece)
@@ -153,18 +159,19 @@ class Gateway:
                 self._activity.serve(inside.account_id)
 
     async def _on_accounts(
-        self, turn: Turn, inside: InFlight, only: frozenset[str] | None
+        self, words: _Words, inside: InFlight, only: frozenset[str] | None
     ) -> AsyncGenerator[Delta]:
         attempts = _Attempts(self._jitter)
+        model = words.model.id
         tried: frozenset[str] = frozenset()
         last: QwenProxyError | None = None
         while True:
             try:
                 async with self._pool.lease(
-                    tried, model=turn.model.id, request=inside, only=only
+                    tried, model=model, request=inside, only=only, prefer=words.account_id
                 ) as account_id:
                     inside.account_id = account_id
-                    async with aclosing(self._on_account(account_id, turn, attempts)) as deltas:
+                    async with aclosing(self._on_account(account_id, words, attempts)) as deltas:
                         async for delta in deltas:
                             self._note(inside)
                             yield delta
@@ -176,7 +183,7 @@ class Gateway:
             except QwenProxyError as exc:
                 last = self._told(exc, inside.account_id)
                 again = not inside.pieces and inside.account_id and attempts.elsewhere(last)
-                others = self._pool.has_other_than(tried | {inside.account_id}, turn.model.id, only)
+                others = self._pool.has_other_than(tried | {inside.account_id}, model, only)
                 if not again:
                     if others and isinstance(last, OUT_OF_TURN):
                         last.retry_after_s = ANOTHER_S
@@ -214,31 +221,40 @@ class Gateway:
             log.warning("account %s was asked for a human check; %s", account_id, HEADLESS_HINT)
         return NeedsHuman(f"{message}; {HEADLESS_HINT}")
 
-    async def _on_account(self, account_id: str, turn: Turn, attempts: _Attempts) -> AsyncGenerator[Delta]:
-        chat: UpstreamChat | None = None
+    async def _on_account(self, account_id: str, words: _Words, attempts: _Attempts) -> AsyncGenerator[Delta]:
+        if words.twin is not None and words.twin.account_id != account_id:
+            words.leave(self._pool.why_away(words.twin.account_id, words.model.id) or RETRIED)
+        chat = words.twin
+        given = False
         try:
             while True:
-                given = False
                 try:
                     if chat is None:
+                        self._upstream.check_size(words.turn)
                         chat = await self._janitor.fresh(
-                            account_id, lambda: self._upstream.new_chat(account_id, turn.model)
+                            account_id, lambda: self._upstream.new_chat(account_id, words.model)
                         )
-                    async with aclosing(self._upstream.stream(account_id, chat.id, turn)) as deltas:
+                    async with aclosing(self._upstream.stream(account_id, chat.id, words.turn)) as deltas:
                         async for delta in deltas:
                             given = True
-                            yield delta
+                            yield words.placed(delta, account_id)
                     return
                 except QwenProxyError as exc:
                     if given or not self._pool.knows(account_id) or not attempts.here(exc):
                         raise
                     if chat is not None and not isinstance(exc, ChatBusy):
-                        self._janitor.done(chat)
+                        self._let_go(chat, words)
+                        words.leave(TWIN_GONE if isinstance(exc, ChatGone) else RETRIED)
                         chat = None
                 await attempts.pause()
         finally:
-            if chat is not None:
-                self._janitor.done(chat)
+            if chat is not None and not (given and words.stays):
+                self._let_go(chat, words)
+
+    def _let_go(self, chat: UpstreamChat, words: _Words) -> None:
+        """A conversation's twin is its owner's affair."""
+        if chat != words.twin:
+            self._janitor.done(chat)
 
     async def _ask_models(self) -> tuple[tuple[Model, ...], float]:
         for account_id in self._pool.usable()[:1]:
@@ -247,6 +263,47 @@ class Gateway:
             except QwenProxyError as exc:
                 log.warning("the model list could not be read, the built-in one stands in: %s", exc)
         return BUILT_IN, MODELS_BUILT_IN_S
+
+
+class _Words:
+    """What a request says upstream: all of it to a fresh chat, only the last to one that knows the rest."""
+
+    def __init__(self, request: ChatRequest, model: Model, nonce: str) -> None:
+        home = request.home or Home()
+        self.model = model
+        self.account_id = home.account_id
+        """Who answers, as long as it may."""
+        self.twin = UpstreamChat(home.chat_id, home.account_id) if home.chat_id else None
+        """The chat that knows the rest, until it is left."""
+        self.stays = request.home is not None
+        """Whether the chat that answers belongs to a conversation."""
+        self._request = request
+        self._response_id = home.response_id
+        self._nonce = nonce
+        self._left = ""
+
+    @property
+    def turn(self) -> Turn:
+        """What is to be said now."""
+        messages = self._request.messages if self.twin is None else self._request.messages[-1:]
+        return Turn(
+            self.model,
+            fold(messages, self._nonce),
+            self._request.thinking,
+            self._request.thinking_budget,
+            None if self.twin is None else self._response_id,
+            tuple(attachment for message in messages for attachment in message.attachments),
+        )
+
+    def leave(self, why: str) -> None:
+        """From here on everything is told to a fresh chat."""
+        if self.twin is not None:
+            self.twin, self._left = None, why
+
+    def placed(self, delta: Delta, account_id: str) -> Delta:
+        if isinstance(delta, Started):
+            return replace(delta, account_id=account_id, rebuilt=self._left)
+        return delta
 
 
 class _Attempts:

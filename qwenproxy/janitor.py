@@ -1,4 +1,4 @@
-"""Takes the chats that completions made out of the web account again, in the background."""
+"""Takes the chats that we made out of the web accounts again, in the background."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -90,10 +91,34 @@ class Janitor:
         return birth.chat
 
     def done(self, chat: UpstreamChat) -> None:
-        """The answer is over: the chat may go, or gets its name."""
+        """Its answer is over: it is deleted, or gets its name. If not now, later."""
+        self._end(chat, keep=self._keep)
+
+    def hold(self, chat: UpstreamChat) -> None:
+        """A conversation lives in it from now on, until it is done or discarded."""
+        if self._ledger.event(chat) == "made":
+            self._write(chat, "held")
+
+    def holds(self, chat: UpstreamChat) -> bool:
+        """Whether it is ours and, as far as we know, there."""
+        return self._ledger.event(chat) in ("held", "kept")
+
+    def discard(self, chat: UpstreamChat) -> None:
+        """Nobody wants it any more: it is deleted. If not now, later."""
+        self._end(chat, keep=False)
+
+    def _end(self, chat: UpstreamChat, *, keep: bool) -> None:
+        event = self._ledger.event(chat)
+        if event is None:  # not of our making
+            return
+        if event != "made":
+            self._write(chat, "made")
         if self._tasks is not None:
             self._open += 1
-            self._tasks.start_soon(self._finish, chat)
+            self._tasks.start_soon(partial(self._finish, chat, keep=keep))
+
+    def held(self) -> tuple[UpstreamChat, ...]:
+        return self._ledger.held()
 
     async def clear_left_over(self, account_id: str) -> None:
         """Deletes what an earlier run of the proxy left in this account."""
@@ -126,11 +151,11 @@ class Janitor:
         except OSError:
             log.exception("the ledger of chats cannot be written")
 
-    async def _finish(self, chat: UpstreamChat) -> None:
+    async def _finish(self, chat: UpstreamChat, *, keep: bool) -> None:
         try:
             for pause_s in PAUSES_S:
                 await anyio.sleep(pause_s)
-                if await self._try(chat):
+                if await self._try(chat, keep=keep):
                     return
             log.warning("a chat of account %s stays until the next start", chat.account_id)
         finally:
@@ -141,9 +166,9 @@ class Janitor:
         if not self._open:
             self._idle.set()
 
-    async def _try(self, chat: UpstreamChat) -> bool:
+    async def _try(self, chat: UpstreamChat, *, keep: bool) -> bool:
         try:
-            if self._keep:
+            if keep:
                 await self._chats.rename(chat.account_id, chat.id, TITLE)
                 self._write(chat, "kept")
             else:

@@ -1,20 +1,21 @@
 """Every upstream chat we made, until it is gone. Chats that are not in here are never touched.
 
-`chats.jsonl`: one line an event, `{"chat", "account", "event": "made" | "kept" | "gone"}`, only ever appended
-to while running and compacted at start. A line is a single small write, so a crash leaves at most a torn last
-line.
+`chats.jsonl`: one line an event, `{"chat", "account", "event": "made" | "held" | "kept" | "gone"}`, only ever
+appended to while running and compacted at start. A line is a single small write, so a crash leaves at most a
+torn last line.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qwenproxy import store
 from qwenproxy.chat import UpstreamChat
 
-Event = Literal["made", "kept", "gone"]
+Event = Literal["made", "held", "kept", "gone"]
+"""`made` is to be deleted, `held` belongs to a conversation that goes on, `kept` is left to the account."""
 
 
 class Ledger:
@@ -32,6 +33,14 @@ class Ledger:
             self._live[chat] = event
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(chat, event))
+
+    def event(self, chat: UpstreamChat) -> Event | None:
+        """What was last told of it; None when we did not make it, or it is gone."""
+        return self._live.get(chat)
+
+    def held(self) -> tuple[UpstreamChat, ...]:
+        """Chats that a conversation lives in."""
+        return tuple(chat for chat, event in self._live.items() if event == "held")
 
     def left_over(self) -> tuple[UpstreamChat, ...]:
         """Chats that were to be deleted and, as far as we know, still exist."""
@@ -56,6 +65,6 @@ def _read(path: Path) -> dict[UpstreamChat, Event]:
             continue  # the torn last line of a crash
         if event == "gone":
             live.pop(chat, None)
-        elif event in ("made", "kept"):
+        elif event in get_args(Event):
             live[chat] = event
     return live

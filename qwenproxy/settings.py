@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     pace_s: Seconds = Field(0, description="Least time between two requests of one account.")
     max_in_flight: int = Field(100, ge=1, le=10_000, description="Requests inside at once; more are refused.")
     max_prompt_bytes: int = Field(90_000, ge=1_000, description="Largest request body sent to the service.")
+    max_history: int = Field(
+        100, ge=1, le=100_000, description="Messages of a kept chat that go to the model, at most."
+    )
     queue_timeout_s: Seconds = Field(120, description="Longest wait for a free account.")
     first_byte_timeout_s: Seconds = Field(
         60, description="Longest wait for an answer's start; 3 times that while thinking."

@@ -138,7 +138,17 @@ class Transcript:
         current = {entry.id for entry in self.branch()}
         return tuple(entry for entry in self.entries.values() if entry.id not in current)
 
+    def model_of(self, question_id: str) -> str:
+        """The model that answered a question last, or the nearest one before it; "" when none did."""
+        answers = [entry for entry in self.entries.values() if entry.parent_id == question_id]
+        spoken = [entry.model for entry in (*self.branch(question_id), *answers) if entry.model]
+        return spoken[-1] if spoken else ""
+
     # ---- a turn ----
+
+    def preceded(self, entry: Entry) -> Transcript:
+        """With a message at the end of the current branch that is no question."""
+        return self._with(replace(entry, parent_id=self.leaf), leaf=entry.id)
 
     def asked(
         self, content: Content, *, parent_id: str, new_id: str, timestamp: int
@@ -337,16 +347,19 @@ def _chained(messages: Sequence[Any], chat_id: str, kind: str = "message") -> It
 
 def _parents_first(entries: Sequence[Entry]) -> Iterator[Entry]:
     """In the order given, parents before children; who has no parent in the chat is a first message."""
-    ids = {entry.id for entry in entries}
-    given: set[str] = {""}
-    waiting = [e if e.parent_id in ids else replace(e, parent_id="") for e in entries]
-    while waiting:
-        ready = [entry for entry in waiting if entry.parent_id in given]
-        if not ready:  # a circle: somebody edited the file
-            ready = [replace(waiting[0], parent_id="")]
-        yield from ready
-        given |= {entry.id for entry in ready}
-        waiting = [entry for entry in waiting if entry.id not in given]
+    known = {entry.id: entry for entry in entries}
+    given: set[str] = set()
+    for entry in known.values():
+        line: dict[str, Entry] = {}
+        at: Entry | None = entry
+        while at is not None and at.id not in given and at.id not in line:
+            line[at.id] = at
+            at = known.get(at.parent_id)
+        for each in reversed(line.values()):
+            given.add(each.id)
+            # A circle, where somebody edited the file, is cut at the end of the line.
+            rooted = each.parent_id in given and each.parent_id != each.id
+            yield each if rooted or not each.parent_id else replace(each, parent_id="")
 
 
 def _entry_of(message: Json, entry_id: str, parent_id: str) -> Entry:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -64,16 +65,16 @@ def test_a_stop_sequence_ends_the_answer_and_is_not_given_out() -> None:
     assert cut(stream("one ST", "OP two"), ["STOP"]) == [
         STARTED,
         Text("one "),
-        Finished("stop", Usage(output_tokens=3, estimated=True)),
+        Finished("stop", Usage(output_tokens=3, estimated=True), cut=True),
     ]
     assert cut([Text("one STOP", 7), Text("late")], ["STOP"]) == [
         Text("one ", 7),
-        Finished("stop", Usage(output_tokens=7, estimated=True)),
+        Finished("stop", Usage(output_tokens=7, estimated=True), cut=True),
     ]
 
 
 def test_a_stop_sequence_at_the_very_beginning() -> None:
-    assert cut(stream("STOP"), ["STOP"])[1:] == [Finished("stop", Usage(output_tokens=1, estimated=True))]
+    assert cut(stream("STOP"), ["STOP"])[1:] == [Finished("stop", Usage(output_tokens=1, estimated=True), cut=True)]
 
 
 def test_only_what_may_become_a_stop_sequence_is_held_back() -> None:
@@ -96,7 +97,8 @@ def test_the_sequence_that_begins_first_wins() -> None:
     assert text_of(cut(stream("xab", "z"), ["b", "abcd"])) == "xa"
     assert text_of(cut(stream("xab"), ["b", "abcd"])) == "xa"
     given = cut(stream("xab"), ["b", "abcd"])
-    assert end_of(given) == FINISHED  # with the service's own usage, for it had ended
+    # With the service's own usage, for it had ended.
+    assert end_of(given) == replace(FINISHED, cut=True)
 
 
 def expected(text: str, stop: list[str]) -> str:
@@ -127,7 +129,7 @@ def test_the_services_tokens_are_counted() -> None:
     assert cut([*deltas, FINISHED], max_tokens=3) == [*deltas, FINISHED]
     assert cut([*deltas, FINISHED], max_tokens=2) == [
         *deltas[:2],
-        Finished("length", Usage(output_tokens=2, estimated=True)),
+        Finished("length", Usage(output_tokens=2, estimated=True), cut=True),
     ]
 
 
@@ -136,7 +138,7 @@ def test_a_piece_of_many_tokens_is_cut_in_proportion() -> None:
     assert given == [
         Text("ab", 1),
         Text("01234", 11),
-        Finished("length", Usage(output_tokens=6, estimated=True)),
+        Finished("length", Usage(output_tokens=6, estimated=True), cut=True),
     ]
 
 
@@ -144,7 +146,7 @@ def test_bytes_are_counted_where_the_service_does_not() -> None:
     assert cut([Text("abcd"), Text("efgh"), Text("i")], max_tokens=2) == [
         Text("abcd"),
         Text("efgh"),
-        Finished("length", Usage(output_tokens=2, estimated=True)),
+        Finished("length", Usage(output_tokens=2, estimated=True), cut=True),
     ]
     assert text_of(cut([Text("abcdefghij")], max_tokens=2)) == "abcdefgh"
     assert text_of(cut([Text("ééééé")], max_tokens=1)) == "éé"
@@ -160,7 +162,7 @@ def test_the_count_never_goes_back() -> None:
 
 def test_no_tokens_at_all() -> None:
     given = cut(stream("abcd"), max_tokens=0)
-    assert given == [STARTED, Finished("length", Usage(output_tokens=0, estimated=True))]
+    assert given == [STARTED, Finished("length", Usage(output_tokens=0, estimated=True), cut=True)]
     assert cut([STARTED, Text(""), FINISHED], max_tokens=0) == [STARTED, FINISHED]
 
 
@@ -171,7 +173,7 @@ def test_thoughts_cost_nothing() -> None:
 
 def test_both_limits() -> None:
     assert end_of(cut(stream("ab END cd"), ["END"], 1)) == Finished(
-        "length", Usage(output_tokens=1, estimated=True)
+        "length", Usage(output_tokens=1, estimated=True), cut=True
     )
     assert text_of(cut(stream("ab END cd"), ["END"], 1)) == "ab E"
     given = cut(stream("a END cd"), ["END"], 2)
@@ -206,5 +208,5 @@ def test_usage_that_was_not_told_is_a_quarter_of_the_bytes_and_says_so() -> None
 
 
 def test_an_answer_that_was_cut_keeps_its_count_and_gets_its_prompts() -> None:
-    cut_off = Finished("length", Usage(output_tokens=7, estimated=True))
+    cut_off = Finished("length", Usage(output_tokens=7, estimated=True), cut=True)
     assert metered("x" * 401, [STARTED, Text("y"), cut_off]) == Usage(101, 7, 0, estimated=True)

@@ -88,6 +88,7 @@ class _Waiter:
     tried: frozenset[str]
     model: str
     only: frozenset[str] | None
+    prefer: str
     arrived_s: float
     request: InFlight | None
     seat: _Seat | None = None
@@ -145,6 +146,17 @@ class Pool:
         now = self._clock.now()
         return any(s.account.id not in tried and s.account.ready(now, model) for s in self._candidates(only))
 
+    def why_away(self, account_id: str, model: str = "") -> str:
+        """Why this account does not answer now, in a word; "" when it may."""
+        seat = self._seats.get(account_id) or self._guests.get(account_id)
+        if seat is None:
+            return "account_deleted"
+        if seat.account.invalid:
+            return "account_invalid"
+        if seat.account.paused:
+            return "account_paused"
+        return "" if seat.account.ready(self._clock.now(), model) else "account_waiting"
+
     def knows(self, account_id: str) -> bool:
         """Whether it is an account, or a guest, that still is there."""
         return account_id in self._seats or account_id in self._guests
@@ -179,11 +191,12 @@ class Pool:
         model: str = "",
         request: InFlight | None = None,
         only: frozenset[str] | None = None,
+        prefer: str = "",
     ) -> AsyncGenerator[str]:
         """A slot of the next account in turn, waited for in order of arrival; gives the account's id.
 
         `request` is shown its place in the queue, and its age is its right of way; `only` are the guests
-        that may answer it.
+        that may answer it; `prefer` is the account that answers as long as it may, even if others are free.
 
         Raises:
             AllTried: accounts could answer, but each of them is in `tried`.
@@ -191,7 +204,7 @@ class Pool:
             QueueFull: no slot came free in time.
         """
         arrived_s = request.began_s if request is not None else self._clock.monotonic_s()
-        seat = await self._seat(_Waiter(tried, model, only, arrived_s, request))
+        seat = await self._seat(_Waiter(tried, model, only, prefer, arrived_s, request))
         era, taught = seat.era, False
         try:
             yield seat.account.id
@@ -249,14 +262,13 @@ class Pool:
     def _next(self, waiter: _Waiter) -> _Seat | None:
         """Takes a slot of the account whose last start is the longest ago."""
         now, now_s = self._clock.now(), self._clock.monotonic_s()
-        free = [
+        able = [
             seat
             for seat in self._candidates(waiter.only)
-            if seat.busy < self._slots_of(seat)
-            and seat.next_start_s <= now_s
-            and seat.account.id not in waiter.tried
-            and seat.account.ready(now, waiter.model)
+            if seat.account.id not in waiter.tried and seat.account.ready(now, waiter.model)
         ]
+        able = [seat for seat in able if seat.account.id == waiter.prefer] or able
+        free = [s for s in able if s.busy < self._slots_of(s) and s.next_start_s <= now_s]
         if not free:
             return None
         seat = min(free, key=lambda each: each.turn)

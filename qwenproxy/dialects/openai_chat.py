@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from qwenproxy.chat import (
     ChatRequest,
+    ConversationRef,
     Delta,
     Finished,
     FinishReason,
@@ -23,6 +24,7 @@ from qwenproxy.chat import (
     Text,
     Thinking,
     Usage,
+    written,
 )
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Json, frame, json_text
@@ -52,6 +54,15 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "enable_thinking": ("honoured", "wins over `reasoning_effort`"),
         "chat_template_kwargs": ("honoured", "`enable_thinking`"),
         "thinking_budget": ("honoured", "tokens"),
+        "conversation_id": (
+            "honoured",
+            "the `id` of an answer of the last day, or a chat's; of `messages` the last question counts",
+        ),
+        "chat_id": ("honoured", "the same"),
+        "chatId": ("honoured", "the same"),
+        "parent_id": ("honoured", "with a chat: the stored message to continue from"),
+        "parentId": ("honoured", "the same"),
+        "store": ("honoured", "`false`: the answer cannot be continued by its `id`"),
         "temperature": ("ignored", "the web service has no such knob"),
         "top_p": ("ignored", "the web service has no such knob"),
         "seed": ("ignored", "the web service has no such knob"),
@@ -61,7 +72,6 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "verbosity": ("ignored", "the web service has no such knob"),
         "user": ("ignored", ""),
         "metadata": ("ignored", ""),
-        "store": ("ignored", "nothing is stored"),
         "service_tier": ("ignored", ""),
         "safety_identifier": ("ignored", ""),
         "moderation": ("ignored", "the service moderates by itself"),
@@ -81,12 +91,7 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "prediction": ("refused", ""),
         "web_search_options": ("refused", ""),
         "enable_search": ("refused", "`false` is ignored"),
-        "conversation_id": ("refused", "each request is a conversation of its own"),
-        "chat_id": ("refused", "each request is a conversation of its own"),
-        "chatId": ("refused", "each request is a conversation of its own"),
-        "parent_id": ("refused", "each request is a conversation of its own"),
-        "parentId": ("refused", "each request is a conversation of its own"),
-        "previous_response_id": ("refused", "each request is a conversation of its own"),
+        "previous_response_id": ("refused", "`conversation_id` does it here"),
     }
 )
 """Every parameter with a meaning. One that is not listed is ignored; `null` is the same as absent."""
@@ -149,6 +154,8 @@ class OpenAIChat:
             choices=_count(given, "n", MOST_CHOICES) or 1,
             include_usage=_flag(_object(given, "stream_options"), "include_usage", "stream_options.")
             or False,
+            conversation=_conversation(given),
+            remember=_flag(given, "store") is not False,
         )
 
     def encoder(self, request: ChatRequest) -> ChunkEncoder:
@@ -199,7 +206,7 @@ class ChunkEncoder:
             case Source():
                 return [self._chunk(choice, json_text({"annotations": [_citation(delta)]}))]
             case Media():
-                text = ("\n\n" if choice in self._spoken else "") + _picture(delta)
+                text = ("\n\n" if choice in self._spoken else "") + written("", [delta])
                 self._spoken.add(choice)
                 return [self._chunk(choice, json_text({"content": text}))]
             case Finished():
@@ -242,6 +249,17 @@ def envelope(error: QwenProxyError) -> Json:
     kind = ERROR_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     param = getattr(error, "param", None)
     return {"error": {"message": str(error) or error.code, "type": kind, "param": param, "code": error.code}}
+
+
+def _conversation(given: Mapping[str, Any]) -> ConversationRef | None:
+    named = [name for name in ("conversation_id", "chat_id", "chatId") if given.get(name)]
+    if not named:
+        return None
+    parent = next((name for name in ("parent_id", "parentId") if given.get(name)), "")
+    for name in (*named, *([parent] if parent else [])):
+        if not isinstance(given[name], str):
+            raise BadRequest(f"{name} must be an id", param=name)
+    return ConversationRef(given[named[0]], given[parent] if parent else "", is_chat=False)
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
@@ -366,20 +384,11 @@ def _answer_id(started: Started) -> str:
 
 
 def _choice(index: int, reply: Reply) -> Json:
-    message: Json = {"role": "assistant", "content": _whole(reply), "refusal": None}
+    message: Json = {"role": "assistant", "content": written(reply.text, reply.media), "refusal": None}
     if reply.thinking:
         message["reasoning_content"] = reply.thinking
     message["annotations"] = [_citation(source, reply.text) for source in reply.sources]
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reply.finished.reason}
-
-
-def _whole(reply: Reply) -> str:
-    return "\n\n".join([*([reply.text] if reply.text else []), *(_picture(media) for media in reply.media)])
-
-
-def _picture(media: Media) -> str:
-    url = media.url.replace(" ", "%20").replace("(", "%28").replace(")", "%29")
-    return f"![image]({url})"
 
 
 def _citation(source: Source, text: str = "") -> Json:

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import anyio
 
-from qwenproxy.chat import Delta, Started, Text
+from qwenproxy.chat import Attachment, Delta, Started, Text
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     ChatGone,
@@ -59,6 +59,7 @@ class Turn:
     thinking: bool | None = None
     thinking_budget: int | None = None
     parent_id: str | None = None
+    attachments: tuple[Attachment, ...] = ()
 
     def body(self, chat_id: str, clock: Clock) -> dict[str, Any]:
         return payload.completion(
@@ -70,6 +71,7 @@ class Turn:
             answer_id=str(uuid4()),
             timestamp_s=int(clock.now().timestamp()),
             parent_id=self.parent_id,
+            attachments=self.attachments,
         )
 
 

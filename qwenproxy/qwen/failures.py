@@ -538,7 +538,8 @@ def _limit_s(refusal: _Refusal) -> float:
 
 def _retry_after_s(value: str, now: datetime | None) -> float | None:
     """Seconds from either form of `Retry-After`; None when there is none that can be understood."""
-    if re.fullmatch(r"\d{1,12}(\.\d*)?", value.strip(), re.ASCII):
+    value = value.strip()
+    if re.fullmatch(r"\d{1,12}(\.\d*)?", value, re.ASCII):
         seconds = float(value)
     else:
         try:

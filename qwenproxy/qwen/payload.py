@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qwenproxy.chat import Message
+from qwenproxy.chat import Attachment, Message
 from qwenproxy.errors import ProtocolChanged
 from qwenproxy.qwen.models import Model
 
@@ -106,6 +106,7 @@ def completion(
     answer_id: str,
     timestamp_s: int,
     parent_id: str | None = None,
+    attachments: Sequence[Attachment] = (),
 ) -> Json:
     """The body of `POST /api/v2/chat/completions` (protocol §4.1); the two message ids are fresh UUIDs."""
     message = {
@@ -117,7 +118,7 @@ def completion(
         "role": "user",
         "content": prompt,
         "user_action": "chat",
-        "files": [],
+        "files": [_hosted(attachment) for attachment in attachments],
         "timestamp": timestamp_s,
         "models": [model_id],
         "model": "",
@@ -138,6 +139,20 @@ def completion(
         "parent_id": parent_id,
         "messages": [message],
         "timestamp": timestamp_s,
+    }
+
+
+def _hosted(attachment: Attachment) -> Json:
+    """What is hosted already, in the least form that was seen to work (protocol §9.4)."""
+    picture = attachment.kind == "image"
+    return {
+        "type": attachment.kind,
+        "name": attachment.url.partition("?")[0].rpartition("/")[2] or attachment.kind,
+        "file_type": attachment.kind,
+        "showType": attachment.kind,
+        "file_class": "vision" if picture else "document",
+        "status": "uploaded",
+        "url": attachment.url,
     }
 
 
