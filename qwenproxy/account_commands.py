@@ -374,7 +374,8 @@ def ask_proxy(holds: Holder, ids: Sequence[str]) -> dict[str, Answer]:
     tell(f"the proxy at {holds.url} serves this session folder: it is asked to check")
     # No proxy server of the environment stands between two programs of this computer.
     opener = build_opener(ProxyHandler({}))
-    request = Request(f"{holds.url}/api/status", method="POST")  # noqa: S310 - its address from our own file
+    headers = {"x-api-key": holds.key} if holds.key else {}
+    request = Request(f"{holds.url}/api/status", method="POST", headers=headers)  # noqa: S310 - its address from our own file
     try:
         with opener.open(request, timeout=CHECK_S * max(len(ids), 1)) as answer:
             rows = json.load(answer)["accounts"]

@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def parser() -> argparse.ArgumentParser:
     """What may be said on the command line."""
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--host", help="address to listen on; loopback only (default: 127.0.0.1)")
+    shared.add_argument("--host", help="address to listen on (default: 127.0.0.1); others need an API key")
     shared.add_argument("--port", help="port to listen on (default: 3264)")
     plain = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     plain.add_argument("--plain", action="store_true", help="a plain log instead of the live view")

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -85,8 +86,10 @@ async def _run(settings: Settings, listener: socket.socket, say: Say) -> None:
 
 
 def base_url(listener: socket.socket) -> str:
-    """Where `listener` listens, without a path."""
+    """Where this computer's own programs reach `listener`, without a path."""
     host, port = listener.getsockname()[:2]
+    if ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

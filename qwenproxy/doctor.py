@@ -32,6 +32,7 @@ from qwenproxy.account_commands import ask_proxy
 from qwenproxy.account_table import coarse
 from qwenproxy.accounts.account import Account
 from qwenproxy.accounts.registry import Registry
+from qwenproxy.api_keys import KeyRing, counted, key_files
 from qwenproxy.browser.chromium import Chromium, Running
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.install import HINT, Places, present
@@ -61,6 +62,7 @@ QUESTION = "Reply with the single word: pong"
 HEARD_BYTES = 4 * 1024 * 1024
 """Of one answer, as much as is compared with the protocol reference."""
 PORTS = MappingProxyType({"https": 443, "http": 80, "socks5": 1080, "socks4": 1080})
+GOOD_KEY = "openssl rand -hex 32 makes a good one"
 PLACE = "Install location:"
 """How Playwright begins the line that says where it keeps its Chromium."""
 ID = re.compile(r"[0-9a-fA-F-]{36}")
@@ -152,7 +154,9 @@ class Doctor:
         self._tell(Finding("python", "ok", f"{platform.python_version()} on {platform.system()}"))
         self._holder = await run_sync(holder, self._settings.session_dir)
         self._tell(await run_sync(partial(session_folder, self._settings.session_dir)))
-        self._tell(await run_sync(partial(port, self._settings, self._holder)))
+        ring = KeyRing(key_files(self._settings.session_dir))
+        self._tell(await run_sync(partial(api_keys, ring)))
+        self._tell(await run_sync(partial(port, self._settings, self._holder, keyed=ring.on)))
         for name, origin in (
             ("service", self._settings.upstream),
             ("sign-in host", self._settings.auth_upstream),
@@ -365,11 +369,29 @@ def _open_to_others(path: Path) -> bool:
         return False
 
 
-def port(settings: Settings, held: Holder | None) -> Finding:
+def api_keys(ring: KeyRing) -> Finding:
+    """Whether callers need keys, and whether those are kept from others."""
+    try:
+        ring.read()
+    except SettingsError as exc:
+        return Finding("keys", "fail", str(exc), "mend or delete it; until then nothing is served")
+    if not ring.on:
+        return Finding("keys", "ok", "none is needed: every program of this computer may call")
+    text = counted(len(ring.keys))
+    opened = list(ring.open_to_others())
+    if opened:
+        return Finding("keys", "warn", f"{text}, but others may read {' and '.join(opened)}", "chmod 600 it")
+    short = sum(key.short for key in ring.keys)
+    if short:
+        return Finding("keys", "warn", f"{text}, {short} of them so short that it can be guessed", GOOD_KEY)
+    return Finding("keys", "ok", text)
+
+
+def port(settings: Settings, held: Holder | None, *, keyed: bool = False) -> Finding:
     """Whether the port may be listened on, or is by ourselves."""
     where = f"{settings.host}:{settings.port}"
     try:
-        bind(settings).close()
+        bind(settings, keyed=keyed).close()
     except PortTaken as exc:
         if held is not None and held.url.endswith(f":{settings.port}"):
             return Finding("port", "ok", f"our own proxy listens on {where}: {held}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Holder:
     """0 while it has not told yet."""
     url: str
     """Where it answers, or "" while it starts."""
+    key: str = field(default="", repr=False)
+    """What opens it to this computer's own commands, where it wants API keys."""
 
     def __str__(self) -> str:
         where = f" at {self.url}" if self.url else ""
@@ -38,13 +40,14 @@ class Held:
         self._path = path
         self._since = datetime.now(UTC).isoformat()
 
-    def tell(self, base_url: str) -> None:
-        """Notes for others where this proxy answers.
+    def tell(self, base_url: str, key: str = "") -> None:
+        """Notes for others where this proxy answers, and to which key of this run.
 
         Raises:
             StoreError: the note cannot be written.
         """
-        store.write(self._path, {"pid": os.getpid(), "url": base_url, "since": self._since})
+        note = {"pid": os.getpid(), "url": base_url, "since": self._since}
+        store.write(self._path, note | ({"key": key} if key else {}))
 
 
 @contextmanager
@@ -90,5 +93,9 @@ def _told(session_dir: Path) -> Holder:
         note = store.read(session_dir / "proxy.json")
     if not isinstance(note, dict):
         return Holder(0, "")
-    pid, url = note.get("pid"), note.get("url")
-    return Holder(pid if isinstance(pid, int) else 0, url if isinstance(url, str) else "")
+    pid, url, key = note.get("pid"), note.get("url"), note.get("key")
+    return Holder(
+        pid if isinstance(pid, int) else 0,
+        url if isinstance(url, str) else "",
+        key if isinstance(key, str) and key.isascii() and key.isprintable() else "",
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 import anyio
@@ -17,12 +17,14 @@ from anyio.to_thread import run_sync
 from qwenproxy import keys, logs
 from qwenproxy.accounts.refusals import no_account
 from qwenproxy.accounts.registry import Registry
+from qwenproxy.api_keys import KeyRing, counted, key_files
 from qwenproxy.clock import SystemClock
 from qwenproxy.demo import base_url
 from qwenproxy.engine import Engine, engine
 from qwenproxy.enrolment import Enrolment
 from qwenproxy.instance import hold
 from qwenproxy.live import live
+from qwenproxy.server.access import Gate
 from qwenproxy.server.app import bind, create_app, serve
 from qwenproxy.settings import Settings
 
@@ -35,14 +37,18 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
     """Until a signal, the live view's `quit`, or the end of every sign-in; drained in each case.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address cannot be listened on, or the API keys cannot be read.
         SessionLocked: another proxy serves this session folder.
         NoAccount: none is usable, at the start or at the end.
         KeyboardInterrupt: not the view's `quit` but a signal ended it: whatever stands behind it ends too.
         SessionDamaged, BrowserMissing, …: whatever else keeps it from serving.
     """
-    kept = logs.kept(settings.session_dir / "logs")
-    with hold(settings.session_dir) as held, kept, bind(settings) as listener:
+    with ExitStack() as stack:
+        held = stack.enter_context(hold(settings.session_dir))
+        stack.enter_context(logs.kept(settings.session_dir / "logs"))
+        ring = KeyRing(key_files(settings.session_dir))
+        await run_sync(ring.open)
+        listener = stack.enter_context(bind(settings, keyed=ring.on))
         registry = Registry(settings.session_dir, SystemClock())
         for line in await run_sync(registry.open):
             log.warning(line)  # noqa: G004,RUF100 - one line for a person, composed there
@@ -51,15 +57,16 @@ async def run(settings: Settings, say: Say, *, view: bool) -> None:
             if not any(account.usable for account in accounts):
                 raise no_account(accounts)
         base = base_url(listener)
-        held.tell(base)
+        held.tell(base, ring.run_key)
         if not view:
             say(f"Serving {base}/v1; Ctrl-C ends it\n")
         log.info("serving %s/v1", base)
+        if ring.on:
+            log.info("%s may call; /health is open to all", counted(len(ring.keys)))
         seen = _Seen(settings, base) if view else None
         with logs.console(on=not view), keys.kept():
-            await serve(
-                create_app(settings, seen.engine if seen else partial(engine, settings)), settings, listener
-            )
+            made = seen.engine if seen else partial(engine, settings)
+            await serve(create_app(settings, made, gate=Gate(ring)), settings, listener)
         if seen is not None and not seen.quits:
             raise KeyboardInterrupt
 

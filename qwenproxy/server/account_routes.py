@@ -8,12 +8,12 @@ from typing import Final, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from qwenproxy.accounts.pool import PoolView, SeatView
 from qwenproxy.dialects.base import Json
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import BadRequest, QwenProxyError
+from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.body import ClientGone
 from qwenproxy.server.relay import Admission, Bounds, Guests, read_object
 from qwenproxy.server.responses import error_response, json_response
@@ -38,15 +38,16 @@ class AccountRoutes:
         self._admission = admission
         self._bounds = bounds
 
-    def routes(self, prefixes: Sequence[str]) -> list[Route]:
+    def routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
         """The status under each prefix; the token check stands at the root, as its seeds had it."""
         return [
-            *(Route(f"{prefix}/status", self.status, methods=["GET"]) for prefix in prefixes),
-            *(Route(f"{prefix}/status", self.check, methods=["POST"]) for prefix in prefixes),
-            *(
-                Route(f"{prefix}/token/check", self.check_token, methods=["POST"])
-                for prefix in ("", *prefixes)
-            ),
+            KeyRoute(path, endpoint, methods=[method], needs="accounts")
+            for paths, method, endpoint in (
+                ([f"{prefix}/status" for prefix in prefixes], "GET", self.status),
+                ([f"{prefix}/status" for prefix in prefixes], "POST", self.check),
+                ([f"{prefix}/token/check" for prefix in ("", *prefixes)], "POST", self.check_token),
+            )
+            for path in paths
         ]
 
     async def status(self, request: Request) -> Response:

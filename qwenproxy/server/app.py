@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -20,25 +21,29 @@ from typing import Final, Protocol
 
 import anyio
 import uvicorn
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from uvicorn.server import HANDLED_SIGNALS
 
+from qwenproxy.api_keys import KeyRing
 from qwenproxy.dialects.base import Dialect
-from qwenproxy.dialects.openai_chat import OpenAIChat, envelope
+from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
+from qwenproxy.server.access import Access, Gate, KeyRoute
 from qwenproxy.server.account_routes import AccountRoutes, Checkup
 from qwenproxy.server.connection import Connection
-from qwenproxy.server.guard import Guard
+from qwenproxy.server.guard import Guard, is_loopback, refusal
 from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Gateway, Guests, Relay
-from qwenproxy.server.responses import error_response
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
 
 OPENAI_PREFIXES: Final = ("/v1", "/api", "/api/v1", "/api/v2")
 """Every route of OpenAI's lives under each: `/v1` is what its clients expect, the others are the seeds'."""
@@ -57,6 +62,8 @@ FAREWELL_S: Final = 2
 CANCELLED_S: Final = 10
 """For the engine's own end when `serve` is cancelled."""
 LOOK_S: Final = 0.05
+LOOK_AT_KEYS_S: Final = 0.4
+"""Between two looks at the key files: one `lstat` each. A change counts after two."""
 BACKLOG: Final = 512
 
 
@@ -81,18 +88,24 @@ def create_app(
     settings: Settings,
     engine: Callable[[], AbstractAsyncContextManager[Engine]],
     bounds: Bounds | None = None,
+    gate: Gate | None = None,
 ) -> FastAPI:
-    """The application; its lifespan enters `engine` and serves what comes out."""
+    """The application; its lifespan enters `engine` and serves what comes out.
+
+    Without a gate there are no API keys.
+    """
+    gate = gate or Gate()
     admission = Admission(settings.max_in_flight)
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(engine),
+        lifespan=_lifespan(engine, gate.ring),
         routes=_routes(settings, admission, bounds or Bounds()),
         middleware=[
             Middleware(Guard, settings=settings),
+            Middleware(Access, gate=gate, public=not is_loopback(settings.host)),
             Middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=GZIP_LEVEL),
         ],
         exception_handlers={HTTPException: _answer_http_error, Exception: _answer_bug},
@@ -118,13 +131,15 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
             dialect, admission, bounds, settings.heartbeat_s, takes_tokens=settings.passthrough_tokens
         )
         routes += [
-            Route(prefix + path, relay, methods=["POST"]) for prefix in prefixes for path in dialect.paths
+            KeyRoute(prefix + path, relay, methods=["POST"], needs="chat")
+            for prefix in prefixes
+            for path in dialect.paths
         ]
     return routes
 
 
 def _lifespan(
-    engine: Callable[[], AbstractAsyncContextManager[Engine]],
+    engine: Callable[[], AbstractAsyncContextManager[Engine]], ring: KeyRing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -132,11 +147,14 @@ def _lifespan(
         with anyio.CancelScope() as life:
             app.state.life = life
             try:
-                async with engine() as running:
+                async with engine() as running, anyio.create_task_group() as tasks:
+                    if ring is not None:
+                        tasks.start_soon(_follow, ring)
                     app.state.checkup = running.checkup
                     app.state.guests = running.guests
                     app.state.gateway = running.gateway
                     yield
+                    tasks.cancel_scope.cancel()
             except Exception as exc:  # noqa: BLE001 - `serve` raises it; uvicorn would only log it
                 app.state.failure = exc
         if app.state.gateway is None:
@@ -145,8 +163,19 @@ def _lifespan(
     return lifespan
 
 
+async def _follow(ring: KeyRing) -> None:
+    """Takes up what changes in the key files, until cancelled."""
+    while True:
+        await anyio.sleep(LOOK_AT_KEYS_S)
+        try:
+            # A disk that hangs must not hold up the end.
+            await run_sync(ring.look, abandon_on_cancel=True)
+        except Exception:  # a bug here must not end the answers under way
+            log.exception("looking at the API keys failed")
+
+
 async def _answer_http_error(request: Request, exc: Exception) -> Response:
-    """What the router refuses, in OpenAI's envelope."""
+    """What the router refuses."""
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     headers = exc.headers if isinstance(exc, HTTPException) else None
     error: QwenProxyError = CallerError("the request cannot be used")
@@ -154,26 +183,31 @@ async def _answer_http_error(request: Request, exc: Exception) -> Response:
         error = NotFound(f"there is no {request.method} {request.url.path} here")
     if status == 405:
         error = MethodNotAllowed(f"{request.method} is not possible on {request.url.path}")
-    return error_response(error, envelope(error), headers)
+    return refusal(request.url.path, error, headers)
 
 
 async def _answer_bug(request: Request, exc: Exception) -> Response:
-    error = QwenProxyError(INTERNAL)
-    return error_response(error, envelope(error))
+    return refusal(request.url.path, QwenProxyError(INTERNAL))
 
 
-def bind(settings: Settings) -> socket.socket:
+def bind(settings: Settings, *, keyed: bool = False) -> socket.socket:
     """A socket that listens, so that the port is ours from now on. Connections wait until `serve`.
 
     Raises:
-        SettingsError: the address is no loopback address, or cannot be used.
+        SettingsError: the address cannot be used; without API keys (`keyed`) only loopback addresses can.
         PortTaken: something else listens there.
     """
     host = "127.0.0.1" if settings.host.lower() == "localhost" else settings.host.strip("[]")
-    if not _is_loopback(host):
+    if not _is_address(host):
         raise SettingsError(
-            f"QWENPROXY_HOST={settings.host!r} cannot be used: only this computer may call until API keys "
-            "exist, so a loopback address such as 127.0.0.1 or ::1 is needed"
+            f"QWENPROXY_HOST={settings.host!r} cannot be used: an IP address is needed, for instance the "
+            "loopback address 127.0.0.1"
+        )
+    if not keyed and not is_loopback(host):
+        raise SettingsError(
+            f"QWENPROXY_HOST={settings.host!r} cannot be used without an API key, for other computers could "
+            "call: put a key into Authorization.txt in the session folder, which says how, or listen on a "
+            "loopback address such as 127.0.0.1"
         )
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -189,11 +223,12 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _is_loopback(host: str) -> bool:
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
 
 
 def _cannot_listen(settings: Settings, exc: OSError) -> SettingsError:

@@ -9,11 +9,14 @@ A browser on this computer will send requests here for any web page it has open.
 | `Sec-Fetch-Site` | `cross-site` and `same-site` only with an allowed `Origin`, or to follow a link |
 | `Content-Type` | JSON, which a page cannot send across sites without asking first (a preflight) |
 
-Trust is never derived from the `Host` header: under rebinding it carries the attacker's name, like `Origin`.
+Where other computers may call, which takes API keys, any IP address with our port will do as a `Host`: no
+address can be rebound. Apart from that, trust is never derived from the `Host` header: under rebinding it
+carries the attacker's name, like `Origin`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -21,6 +24,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwenproxy.dialects.native import error_body
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import BadRequest, OriginRefused, QwenProxyError, TooLarge, WrongMediaType
 from qwenproxy.server.responses import error_response
@@ -36,14 +40,32 @@ BODY_TYPE: Final = "application/json"
 HARMLESS_SITES: Final = frozenset({"none", "same-origin"})
 BAD_PATH: Final = re.compile(r"[\x00-\x1f\x7f\\]|(?:^|/)\.{1,2}(?:/|$)")
 PREFLIGHT_HEADERS: Final = re.compile(r"[\w\-, ]{0,2000}", re.ASCII)
+NATIVE_PATH: Final = re.compile(r"/api(?:/v[12])*/chats?(?:/(?!completions/?$).*)?", re.DOTALL)
+"""Where errors have the seed's shape; everywhere else they have OpenAI's."""
+VERSIONS: Final = frozenset({"v1", "v2"})
 HTTP_PORT: Final = 80
 PREFLIGHT_S: Final = 600
 """How long a browser may remember a preflight's answer."""
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches an address that is written so."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(path: str, error: QwenProxyError, headers: Mapping[str, str] | None = None) -> Response:
+    """The error in the shape that callers of `path` expect."""
+    native = NATIVE_PATH.fullmatch(path) is not None
+    return error_response(error, error_body(error) if native else envelope(error), headers)
+
+
 class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        self._public = not is_loopback(settings.host)
         own = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._own_names = LOOPBACK_NAMES | {own.lower()}
         self._listed_hosts = frozenset(host.lower() for host in settings.allowed_hosts)
@@ -53,18 +75,19 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _served(scope["path"])}
         listed = self._listed_origin(scope)
         if listed is not None:
             send = _adding(send, {"Access-Control-Allow-Origin": listed, "Vary": "Origin"})
         try:
             self._check(scope)
         except QwenProxyError as exc:
-            await error_response(exc, envelope(exc))(scope, receive, send)
+            await refusal(scope["path"], exc)(scope, receive, send)
             return
         if listed is not None and _is_preflight(scope):
             await _preflight(scope)(scope, receive, send)
             return
-        await self._app({**scope, "path": scope["path"].rstrip("/") or "/"}, receive, send)
+        await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = scope["headers"]
@@ -83,7 +106,8 @@ class Guard:
         host = hosts[0].lower()
         name = host.removesuffix(f":{_port(scope)}")
         names = self._own_names | self._listed_hosts | {CONTAINER_NAME}
-        if host in self._listed_hosts or (name in names and (name != host or _port(scope) == HTTP_PORT)):
+        with_port = name != host or _port(scope) == HTTP_PORT
+        if host in self._listed_hosts or (with_port and (name in names or self._is_public_address(name))):
             return
         raise OriginRefused(
             "this Host name may not be used here; QWENPROXY_ALLOWED_HOSTS lists the names that may"
@@ -93,6 +117,9 @@ class Guard:
         origins = _values(scope, b"origin")
         port = "" if _port(scope) == HTTP_PORT else f":{_port(scope)}"
         own = {f"http://{name}{port}" for name in self._own_names}
+        host = _values(scope, b"host")[0].lower()
+        if self._is_public_address(host.removesuffix(f":{_port(scope)}")):
+            own.add(f"http://{host}")
         known = origins[:1] == origins and set(origins) <= own | self._listed_origins
         elsewhere = not set(_values(scope, b"sec-fetch-site")) <= HARMLESS_SITES
         if known and (origins or not elsewhere or _follows_link(scope)):
@@ -101,9 +128,33 @@ class Guard:
             "web pages of other origins may not call; QWENPROXY_ALLOWED_ORIGINS lists those that may"
         )
 
+    def _is_public_address(self, name: str) -> bool:
+        return self._public and _is_address(name)
+
     def _listed_origin(self, scope: Scope) -> str | None:
         origins = _values(scope, b"origin")
         return origins[0] if len(origins) == 1 and origins[0] in self._listed_origins else None
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is an IP address as browsers write it; written otherwise it may be a name to others."""
+    try:
+        if name.startswith("["):
+            return name == f"[{ipaddress.IPv6Address(name[1:-1]).compressed}]" and "%" not in name
+        return name == str(ipaddress.IPv4Address(name))
+    except ValueError:
+        return False
+
+
+def _served(path: str) -> str:
+    """The path as the routes know it: slashes single and none at the end, and below `/api` no version.
+
+    The seed dropped a version from anywhere in a path (peers.md §2.1), and its clients rely on it.
+    """
+    parts = [part for part in path.split("/") if part]
+    if parts[:1] == ["api"]:
+        parts = [part for part in parts if part not in VERSIONS]
+    return "/" + "/".join(parts)
 
 
 def _check_type(scope: Scope) -> None:

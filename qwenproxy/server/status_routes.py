@@ -9,13 +9,13 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from qwenproxy import __version__
 from qwenproxy.dialects.base import Json
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.models import Model, resolve
+from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.relay import Admission, Gateway
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.settings import Settings
@@ -59,22 +59,22 @@ class StatusRoutes:
         self._settings = settings
         self._admission = admission
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[KeyRoute]:
         return [
-            Route("/", self.page),
-            Route("/ping", self.ping),
-            Route("/health", self.health),
-            Route("/ready", self.ready),
+            KeyRoute("/", self.page, needs="any key"),
+            KeyRoute("/ping", self.ping, needs="any key"),
+            KeyRoute("/health", self.health, needs="nothing"),
+            KeyRoute("/ready", self.ready, needs="any key"),
         ]
 
-    def models_routes(self, prefixes: Sequence[str]) -> list[Route]:
+    def models_routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
         """OpenAI's model routes under each prefix. An id may hold slashes."""
         return [
             route
             for prefix in prefixes
             for route in (
-                Route(f"{prefix}/models", self.models),
-                Route(f"{prefix}/models/{{model_id:path}}", self.model),
+                KeyRoute(f"{prefix}/models", self.models, needs="any key"),
+                KeyRoute(f"{prefix}/models/{{model_id:path}}", self.model, needs="any key"),
             )
         ]
 
