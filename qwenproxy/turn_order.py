@@ -13,7 +13,8 @@ from qwenproxy.errors import ChatBusy
 
 @dataclass(slots=True)
 class _Line:
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    place: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(1))
+    """Not a lock: an abandoned generator is closed by another task than its own."""
     inside: int = 0
     """Who holds it and who waits."""
 
@@ -36,13 +37,13 @@ class TurnOrder:
         try:
             try:
                 with anyio.fail_after(self._wait_s):
-                    await line.lock.acquire()
+                    await line.place.acquire()
             except TimeoutError:
                 raise ChatBusy("an earlier request on this chat is still being answered") from None
             try:
                 yield
             finally:
-                line.lock.release()
+                line.place.release()
         finally:
             line.inside -= 1
             if not line.inside:

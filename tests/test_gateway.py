@@ -15,7 +15,7 @@ from qwenproxy import gateway as gateway_module
 from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import Activity
-from qwenproxy.chat import ChatRequest, Delta, Finished, Message, Started, Text, fold
+from qwenproxy.chat import ChatRequest, Delta, Finished, Home, Message, Started, Text, fold
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
     AccountGone,
@@ -547,3 +547,102 @@ async def test_failures_are_kept_once_each_with_their_account(tmp_path: Path) ->
         with pytest.raises(ContentBlocked):
             await text(gate)
         assert gate.activity.failures() == ()
+
+
+# ---- conversations ----
+
+TALK = (Message("user", "One"), Message("assistant", "Two"), Message("user", "Three"))
+AT_HOME = ChatRequest("qwen", TALK, home=Home("a1", "twin", "r0"))
+
+
+async def started(gate: Gateway, request: ChatRequest) -> Started:
+    async with aclosing(gate.stream(request)) as deltas:
+        return fold([delta async for delta in deltas]).started
+
+
+async def test_a_conversation_goes_on_where_it_lives_with_its_last_message_alone(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+        for _ in range(2):
+            assert (await started(gate, AT_HOME)) == Started("twin", "r1", "qwen3.7-plus", "a1")
+    assert [(account, chat) for account, chat, _ in upstream.calls] == [("a1", "twin")] * 2
+    assert [(turn.prompt, turn.parent_id) for _, _, turn in upstream.calls] == [("Three", "r0")] * 2
+    assert upstream.deleted == []
+    assert upstream.made == 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "accounts", "why"),
+    [
+        ([ChatGone("gone")], ["a1", "a1"], "twin_gone"),
+        ([EmptyAnswer("empty")], ["a1", "a1"], "retried"),
+        ([LimitReached("day", wait_s=60)], ["a1", "a0"], "account_waiting"),
+        ([NeedsHuman("check")], ["a1", "a0"], "account_waiting"),
+        ([TokenRejected("gone")], ["a1", "a0"], "account_invalid"),
+        ([ChatBusy("busy"), LimitReached("day", wait_s=60)], ["a1", "a1", "a0"], "account_waiting"),
+    ],
+)
+async def test_a_conversation_that_cannot_go_on_there_is_told_whole_to_a_fresh_chat(
+    tmp_path: Path, ends: list[End], accounts: list[str], why: str
+) -> None:
+    upstream = ScriptedUpstream(*ends)
+    async with gateway(tmp_path, upstream) as gate:
+        found = await started(gate, AT_HOME)
+    assert upstream.accounts == accounts
+    assert (found.chat_id, found.account_id, found.rebuilt) == ("chat-1", accounts[-1], why)
+    *before, (_, _, turn) = upstream.calls
+    assert {chat for _, chat, _ in before} == {"twin"}
+    assert turn.parent_id is None
+    assert all(message.text in turn.prompt for message in TALK)
+    assert upstream.deleted == []  # both chats are the conversation's affair
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"invalid": True}, "account_invalid"),
+        ({"paused": True}, "account_paused"),
+        ({"resetAt": "2099-01-01T00:00:00.000Z"}, "account_waiting"),
+        (None, "account_deleted"),
+    ],
+)
+async def test_an_account_that_is_away_is_not_asked(
+    tmp_path: Path, change: dict[str, object] | None, why: str
+) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream, accounts=2) as gate:
+        rows = json.loads((tmp_path / "tokens.json").read_text())
+        rows = [rows[0]] if change is None else [rows[0], {**rows[1], **change}]
+        (tmp_path / "tokens.json").write_text(json.dumps(rows))
+        gate.pool.take_up(Registry(tmp_path, SystemClock()).accounts())
+        found = await started(gate, AT_HOME)
+    assert upstream.accounts == ["a0"]
+    assert found.rebuilt == why
+
+
+async def test_the_home_account_is_waited_for_even_if_others_are_free(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate, anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(started, gate, AT_HOME)
+    assert upstream.accounts == ["a1"] * 6
+
+
+async def test_a_new_conversation_keeps_its_chat_unless_nothing_came_of_it(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(None, late(Severed("cut")), ContentBlocked("no"))
+    new = ChatRequest("qwen", TALK, home=Home())
+    async with gateway(tmp_path, upstream) as gate:
+        assert (await started(gate, new)).rebuilt == ""
+        for error in (Severed, ContentBlocked):
+            with pytest.raises(error):
+                await started(gate, new)
+    assert upstream.deleted == ["chat-3"]
+
+
+async def test_only_what_is_said_has_to_fit(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(None, ChatGone("gone"))
+    long = ChatRequest("qwen", (Message("user", "x" * 2000), *TALK[1:]), home=Home("a1", "twin", "r0"))
+    async with gateway(tmp_path, upstream) as gate:
+        await started(gate, long)
+        with pytest.raises(ContextTooLong):
+            await started(gate, long)

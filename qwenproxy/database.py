@@ -1,0 +1,59 @@
+"""Private SQLite files that may be lost: what they hold can be made again, or is worth a day."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing, suppress
+from datetime import datetime
+from pathlib import Path
+
+from qwenproxy import store
+from qwenproxy.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 5.0
+"""For another program that looks into the file."""
+_NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def opened(path: Path, tables: str, now: datetime) -> sqlite3.Connection:
+    """The database with these tables, readable by its owner alone; a damaged one is put aside for a new one.
+
+    It may be used from any thread, by one at a time.
+
+    Raises:
+        sqlite3.Error: it cannot be opened or written.
+    """
+    try:
+        return _connected(path, tables)
+    except sqlite3.OperationalError:  # a full disk, a lock: nothing is known to be damaged
+        raise
+    except sqlite3.DatabaseError as exc:
+        log.warning("%s is damaged (%s); a new one is begun", path.name, exc)
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+            with suppress(StoreError):
+                store.put_aside(path.with_name(name), now)
+            path.with_name(name).unlink(missing_ok=True)
+        return _connected(path, tables)
+
+
+def _connected(path: Path, tables: str) -> sqlite3.Connection:
+    try:
+        store.make_folder(path.parent)
+        # SQLite gives the files beside it the same rights.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | _NOT_THROUGH_LINKS, store.FILE_MODE))
+        store.make_private(path)
+    except OSError as exc:
+        raise sqlite3.OperationalError(f"{path.name}: {exc.strerror}") from exc
+    connection = sqlite3.connect(path, timeout=WAIT_S, check_same_thread=False)
+    try:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = normal")
+        connection.executescript(tables)
+    except BaseException:
+        with closing(connection):
+            raise
+    return connection

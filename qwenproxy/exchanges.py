@@ -1,0 +1,150 @@
+"""The last answers of completions, so that each can be continued by its id for a day.
+
+`exchanges.sqlite3`: a row an answer, with the whole conversation that led to it and where it lives upstream;
+or, of an answer kept in a chat, its place in that chat. Forgotten are those older than a day and all but the
+newest thousand of each key. Losing it costs nobody more than a 404: a damaged one is put aside.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwenproxy import database
+from qwenproxy.caller import Caller
+from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
+from qwenproxy.clock import Clock
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 1000
+"""Answers of one key."""
+LASTS_S = 24 * 3600.0
+NOWHERE = Home()
+TABLES = """
+create table if not exists exchanges (
+    id text not null, mark text not null, at real not null, messages blob not null,
+    account text not null, chat text not null, response text not null,
+    kept_chat text not null, kept_message text not null,
+    primary key (id, mark)
+) without rowid;
+create index if not exists by_age on exchanges (mark, at);
+create index if not exists by_twin on exchanges (chat) where chat <> '';
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    id: str
+    """The service's id of the answer."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, the answer last; empty where it is kept in a chat."""
+    home: Home = NOWHERE
+    """Where the answer stands upstream, word for word."""
+    kept_chat: str = ""
+    kept_message: str = ""
+    """The chat of ours, and the answer's id there."""
+
+
+class Exchanges:
+    """Blocks on the disk, and may be called from any thread. Raises: sqlite3.Error."""
+
+    def __init__(self, session_dir: Path, clock: Clock) -> None:
+        self._path = session_dir / "exchanges.sqlite3"
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: sqlite3.Connection | None = None
+
+    def add(self, exchange: Exchange, caller: Caller) -> frozenset[UpstreamChat]:
+        """Remembers it; gives the upstream chats that only forgotten exchanges lived in."""
+        home = exchange.home
+        row = (
+            exchange.id,
+            caller.mark,
+            self._now_s(),
+            _packed(exchange.messages),
+            home.account_id if home.chat_id else "",
+            home.chat_id,
+            home.response_id,
+            exchange.kept_chat,
+            exchange.kept_message,
+        )
+        with self._database() as db:
+            db.execute("insert or replace into exchanges values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            return self._forget(db, caller.mark)
+
+    def get(self, exchange_id: str, caller: Caller) -> Exchange | None:
+        """What is remembered under the id, for this caller."""
+        with self._database() as db:
+            rows = db.execute(
+                "select mark, messages, account, chat, response, kept_chat, kept_message from exchanges "
+                "where id = ? and at > ?",
+                (exchange_id, self._now_s() - LASTS_S),
+            ).fetchall()
+        for mark, messages, account, chat, response, *kept in rows:
+            if caller.sees(mark):
+                return Exchange(exchange_id, _unpacked(messages), Home(account, chat, response), *kept)
+        return None
+
+    def twins(self) -> frozenset[UpstreamChat]:
+        """The upstream chats that exchanges live in."""
+        with self._database() as db:
+            return frozenset(_twins(db.execute("select chat, account from exchanges where chat <> ''")))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+
+    def _forget(self, db: sqlite3.Connection, mark: str) -> frozenset[UpstreamChat]:
+        now_s = self._now_s()
+        newest = "select id from exchanges where mark = ?1 order by at desc limit ?2"
+        # A clock that was set back must not keep for ever what it calls the future.
+        old = f"at <= ?3 or at > ?4 or (mark = ?1 and id not in ({newest}))"
+        values = (mark, REMEMBERED, now_s - LASTS_S, now_s + LASTS_S)
+        left = frozenset(
+            _twins(
+                db.execute(f"select chat, account from exchanges where chat <> '' and ({old})", values)  # noqa: S608
+            )
+        )
+        db.execute(f"delete from exchanges where {old}", values)  # noqa: S608
+        still = "select 1 from exchanges where chat = ? limit 1"
+        return frozenset(twin for twin in left if db.execute(still, (twin.id,)).fetchone() is None)
+
+    def _now_s(self) -> float:
+        return self._clock.now().timestamp()
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Alone; what is done in the block is kept, or none of it."""
+        with self._lock:
+            if self._open is None or not self._path.exists():
+                self._open = database.opened(self._path, TABLES, self._clock.now())
+            with self._open:
+                yield self._open
+
+
+def _twins(rows: Iterator[Any] | sqlite3.Cursor) -> Iterator[UpstreamChat]:
+    for chat, account in rows:
+        yield UpstreamChat(chat, account)
+
+
+def _packed(messages: Sequence[Message]) -> bytes:
+    rows = [[m.role, m.text, [[a.kind, a.url] for a in m.attachments]] for m in messages]
+    return zlib.compress(json.dumps(rows).encode())
+
+
+def _unpacked(raw: bytes) -> tuple[Message, ...]:
+    return tuple(
+        Message(role, text, tuple(Attachment(*attachment) for attachment in attachments))
+        for role, text, attachments in json.loads(zlib.decompress(raw))
+    )

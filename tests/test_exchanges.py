@@ -1,0 +1,113 @@
+"""What completions answered, for a day."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from qwenproxy.caller import ANYBODY, Caller
+from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
+from qwenproxy.exchanges import REMEMBERED, Exchange, Exchanges
+
+GUEST = Caller("key_2", "theirs", frozenset({"chat"}))
+OTHER = Caller("key_3", "others", frozenset({"chat"}))
+TALK = (
+    Message("system", "Be brief"),
+    Message("user", "Что это?", (Attachment("image", "https://x/a.png"),)),
+    Message("assistant", "\x00 A cat\u2028"),
+)
+
+
+class TurnedClock:
+    def __init__(self) -> None:
+        self.time = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic_s(self) -> float:
+        return self.time.timestamp()
+
+
+@pytest.fixture
+def clock() -> TurnedClock:
+    return TurnedClock()
+
+
+@pytest.fixture
+def exchanges(tmp_path: Path, clock: TurnedClock) -> Iterator[Exchanges]:
+    opened = Exchanges(tmp_path, clock)
+    yield opened
+    opened.close()
+
+
+def test_an_exchange_comes_back_whole_also_after_a_restart(
+    exchanges: Exchanges, tmp_path: Path, clock: TurnedClock
+) -> None:
+    exchange = Exchange("r1", TALK, Home("acc", "chat", "r1"))
+    kept = Exchange("r2", kept_chat="c", kept_message="m")
+    exchanges.add(exchange, GUEST)
+    exchanges.add(kept, GUEST)
+    again = Exchanges(tmp_path, clock)
+    assert again.get("r1", GUEST) == exchange
+    assert again.get("r2", GUEST) == kept
+    assert again.get("r3", GUEST) is None
+    assert again.twins() == {UpstreamChat("chat", "acc")}
+    again.close()
+
+
+def test_it_belongs_to_its_key(exchanges: Exchanges) -> None:
+    exchanges.add(Exchange("r1", TALK), GUEST)
+    assert exchanges.get("r1", OTHER) is None
+    assert exchanges.get("r1", ANYBODY) is not None
+    exchanges.add(Exchange("r1", TALK[1:]), OTHER)
+    assert exchanges.get("r1", GUEST) == Exchange("r1", TALK)
+
+
+def test_it_lasts_a_day_whatever_the_clock_does(exchanges: Exchanges, clock: TurnedClock) -> None:
+    home = Home("acc", "chat", "r")
+    exchanges.add(Exchange("old", TALK, home), GUEST)
+    clock.time += timedelta(hours=23)
+    assert exchanges.get("old", GUEST)
+    clock.time += timedelta(hours=1)
+    assert exchanges.get("old", GUEST) is None
+    assert exchanges.add(Exchange("new", TALK), OTHER) == {UpstreamChat("chat", "acc")}
+    clock.time -= timedelta(days=400)
+    exchanges.add(Exchange("newer", TALK), GUEST)
+    assert exchanges.get("new", OTHER) is None
+
+
+def test_the_newest_thousand_of_each_key_stay_and_shared_chats_with_them(
+    exchanges: Exchanges, clock: TurnedClock
+) -> None:
+    exchanges.add(Exchange("theirs", TALK), OTHER)
+    exchanges.add(Exchange("first", TALK, Home("acc", "shared", "first")), GUEST)
+    exchanges.add(Exchange("second", TALK, Home("acc", "lone", "second")), GUEST)
+    gone: set[UpstreamChat] = set()
+    for number in range(REMEMBERED):
+        clock.time += timedelta(seconds=1)
+        home = Home("acc", "shared", "x") if number == 0 else Home()
+        gone |= exchanges.add(Exchange(f"r{number}", (), home), GUEST)
+    assert gone == {UpstreamChat("lone", "acc")}
+    assert exchanges.get("first", GUEST) is None
+    assert exchanges.get("r0", GUEST)
+    assert exchanges.get("theirs", OTHER)
+
+
+def test_a_file_that_goes_while_it_runs_is_made_anew(exchanges: Exchanges, tmp_path: Path) -> None:
+    exchanges.add(Exchange("r1", TALK), GUEST)
+    for path in tmp_path.glob("exchanges.sqlite3*"):
+        path.unlink()
+    exchanges.add(Exchange("r2", TALK), GUEST)
+    assert exchanges.get("r1", GUEST) is None
+    assert exchanges.get("r2", GUEST)
+
+
+def test_a_place_that_is_taken_is_an_error(tmp_path: Path, clock: TurnedClock) -> None:
+    (tmp_path / "exchanges.sqlite3").mkdir()
+    with pytest.raises(sqlite3.Error):
+        Exchanges(tmp_path, clock).add(Exchange("r1", TALK), GUEST)
