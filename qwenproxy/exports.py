@@ -6,6 +6,7 @@ comes in is never believed about these.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ IMPORTED: Final = "imported"
 MOST_MESSAGES: Final = 100_000
 NAME_CHARACTERS: Final = 200
 ID_CHARACTERS: Final = 100
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LAST_S: Final = 253_402_300_799
 """The end of the year 9999."""
 
@@ -53,7 +55,7 @@ def openai(chat: Transcript) -> Json:
 
 def markdown(chat: Transcript) -> str:
     """The current branch, to read."""
-    blocks = [f"# {_on_one_line(chat.name)}", *(_block(entry) for entry in chat.branch())]
+    blocks = [f"# {on_one_line(chat.name)}", *(_block(entry) for entry in chat.branch())]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -81,11 +83,11 @@ def _openai_content(content: Content) -> Content:
 
 def _block(entry: Entry) -> str:
     who = entry.role.capitalize() + (f" ({entry.model})" if entry.model else "")
-    lines = [f"## {_on_one_line(who)}{_when(entry.timestamp)}", _written(entry.content)]
+    lines = [f"## {on_one_line(who)}{_when(entry.timestamp)}", _written(entry.content)]
     if entry.sources:
         lines.append("\n".join(f"{place}. {_link(each)}" for place, each in _numbered(entry.sources)))
     if entry.partial:
-        lines.append(f"*Cut short: {_on_one_line(entry.partial)}*")
+        lines.append(f"*Cut short: {on_one_line(entry.partial)}*")
     return "\n\n".join(lines)
 
 
@@ -110,7 +112,7 @@ def _numbered(sources: Sequence[Json]) -> list[tuple[Any, Json]]:
 
 def _link(source: Json) -> str:
     url = str(source.get("url", ""))
-    return f"[{_on_one_line(str(source.get('title') or url))}]({_address(url)})"
+    return f"[{on_one_line(str(source.get('title') or url))}]({_address(url)})"
 
 
 def _address(url: str) -> str:
@@ -123,8 +125,9 @@ def _when(timestamp: int) -> str:
     return f" · {datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _on_one_line(text: str) -> str:
-    return " ".join(text.split())
+def on_one_line(text: str) -> str:
+    """Without line breaks and other control characters."""
+    return " ".join(CONTROL.sub(" ", text).split())
 
 
 # ---- in ----
@@ -169,7 +172,7 @@ def imported(value: Any, *, new_id: str, name: str, created: int, owner: str) ->
 def _name(raw: Any, otherwise: str) -> str:
     if raw is not None and not isinstance(raw, str):
         raise BadRequest("name must be a string", param="name")
-    return _on_one_line(raw or "")[:NAME_CHARACTERS] or otherwise
+    return on_one_line(raw or "")[:NAME_CHARACTERS] or otherwise
 
 
 def _message(raw: Any, place: str, otherwise_s: int) -> Json:

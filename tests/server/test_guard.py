@@ -337,7 +337,16 @@ async def test_paths_that_cannot_be(path: str) -> None:
         assert (status(answer), code(answer)) == (400, "invalid_request")
 
 
-@pytest.mark.parametrize("path", ["//v1/models", "/V1/models", "/v1%2fmodel", "/v1/models.json", "/v1"])
+async def test_a_version_below_api_and_more_slashes_change_nothing() -> None:
+    same = ["/api/models", "/api/v1/models", "/api/v2/models/", "/api/models/v1", "//v1//models"]
+    async with running(ScriptedGateway()) as proxy:
+        for path in (*same, "/api/v2/v1/models/qwen3-max/v2", "//api///v1//models"):
+            assert status(await proxy.say(raw(proxy, OWN, path=path))) == 200, path
+
+
+@pytest.mark.parametrize(
+    "path", ["/V1/models", "/v1%2fmodel", "/v1/models.json", "/v1", "/v1/v1/models", "/api/v3/models"]
+)
 async def test_paths_that_are_not_ours(path: str) -> None:
     async with running(ScriptedGateway()) as proxy:
         answer = await proxy.say(raw(proxy, OWN, path=path))
