@@ -313,12 +313,16 @@ def test_a_signal_ends_the_menu(tmp_path: Path, standin: Standin, chromium_path:
 
 
 @pytest.mark.browser
-def test_the_menu_comes_back_when_every_sign_in_goes(
+def test_the_menu_starts_the_proxy_again_and_comes_back_when_every_sign_in_goes(
     tmp_path: Path, standin: Standin, chromium_path: str
 ) -> None:
     write_session(tmp_path / "session", standin, (ONE,))
     with console(tmp_path, standin, chromium_path) as person:
         person.screen.until("What now?")
+        person.screen.press(ENTER)
+        person.until_serving()
+        person.screen.press("q")
+        person.screen.until("The proxy has stopped", "What now?")
         person.screen.press(ENTER)
         person.until_serving()
         standin.revoke(ONE)
@@ -328,6 +332,7 @@ def test_the_menu_comes_back_when_every_sign_in_goes(
         person.screen.until("What now?", "INVALID")
         assert re.search("sign-in is gone", person.screen.dump())
         person.leave()
+    assert "Traceback" not in (tmp_path / "session" / "logs" / "proxy.log").read_text("utf-8")
 
 
 @pytest.mark.parametrize("given", ["nothing", "pipe"])
