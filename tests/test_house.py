@@ -28,17 +28,17 @@ LAYERS = (
     "errors chat caller clock settings accounts.account",
     "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript "
     "turn_order qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "accounts.healing questions dashboard api_keys",
-    "ledger instance accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
+    "accounts.healing questions dashboard api_keys database history_index",
+    "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.body "
-    "server.connection dialects.native",
+    "server.connection dialects.native history",
     "accounts.pool exports server.guard",
-    "server.access",
+    "server.access library conversations",
     "gateway browser.bridge server.relay checkup live",
     "browser.site_page",
     "browser.account_context",
-    "browser.contexts server.status_routes server.account_routes",
+    "browser.contexts server.status_routes server.account_routes server.chat_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",
