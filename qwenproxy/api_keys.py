@@ -125,13 +125,17 @@ def _key(word: str, more: Sequence[str]) -> ApiKey:
         caller,
         rpm=_count("rpm", options, MOST_A_MINUTE),
         concurrency=_count("concurrency", options, MOST_AT_ONCE),
-        short=not word.startswith(HASHED) and len(word) < GOOD_CHARACTERS,
+        short=not _is_hashed(word) and len(word) < GOOD_CHARACTERS,
     )
 
 
+def _is_hashed(word: str) -> bool:
+    return word.lower().startswith(HASHED)
+
+
 def _digest(word: str) -> bytes:
-    if word.startswith(HASHED):
-        text = word.removeprefix(HASHED).lower()
+    if _is_hashed(word):
+        text = word[len(HASHED) :].lower()
         if not DIGEST.fullmatch(text):
             raise ValueError(f"{HASHED} is followed by the 64 hexadecimal digits of a SHA-256 digest")
         digest = bytes.fromhex(text)
