@@ -15,6 +15,7 @@ import pytest
 from starlette.routing import Route
 
 from qwenproxy import errors
+from qwenproxy.dialects import native
 from qwenproxy.dialects.openai_chat import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, SEED_PREFIXES, create_app
@@ -303,6 +304,11 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
 def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in PARAMETERS.items()]
+
+
+def test_the_readme_tells_the_parameters_of_chats() -> None:
+    told = [(row[0].strip("`"), row[1]) for row in _table("chat-parameters")]
+    assert told == list(native.PARAMETERS.items())
 
 
 SHARED_PREFIXES = {"v1": OPENAI_PREFIXES, "api": SEED_PREFIXES}
