@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,13 +27,18 @@ from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.site_page import StorageState, state_from_token
 from qwenproxy.checkup import Checkup
 from qwenproxy.clock import Clock, SystemClock
+from qwenproxy.conversations import Conversations
 from qwenproxy.errors import AccountGone, QwenProxyError, StoreError
+from qwenproxy.exchanges import Exchanges
 from qwenproxy.gateway import Gateway
 from qwenproxy.guests import Guests
+from qwenproxy.history import History
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
+from qwenproxy.library import Library
 from qwenproxy.qwen.client import QwenClient
 from qwenproxy.settings import Settings
+from qwenproxy.turn_order import TurnOrder
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,8 @@ class Engine:
     """What the server and the console are given."""
 
     gateway: Gateway
+    conversations: Conversations
+    library: Library
     registry: Registry
     guests: Guests
     checkup: Checkup
@@ -97,12 +104,28 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
     gateway = Gateway(
         pool, client, janitor, settings, clock, activity=activity, not_ready=not_ready, jitter=jitter
     )
-    async with transport, janitor.at_work(), anyio.create_task_group() as tasks:
-        tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
-        tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)
-        tasks.start_soon(guests.keep_few)
-        yield Engine(gateway, registry, guests, Checkup(pool, registry, client.who, clock))
-        tasks.cancel_scope.cancel()
+    history, exchanges = History(settings.session_dir, clock), Exchanges(settings.session_dir, clock)
+    turns = TurnOrder(settings.queue_timeout_s)
+    conversations = Conversations(
+        gateway,
+        history,
+        exchanges,
+        janitor,
+        turns,
+        clock,
+        most=settings.max_history,
+        keeps_chats=settings.keep_chats,
+    )
+    library = Library(history, turns, janitor.discard, pool.knows, clock)
+    with closing(history), closing(exchanges):
+        async with transport, janitor.at_work(), anyio.create_task_group() as tasks:
+            tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
+            tasks.start_soon(conversations.forget_unwanted)
+            tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)
+            tasks.start_soon(guests.keep_few)
+            checkup = Checkup(pool, registry, client.who, clock)
+            yield Engine(gateway, conversations, library, registry, guests, checkup)
+            tasks.cancel_scope.cancel()
 
 
 async def _warm_up(

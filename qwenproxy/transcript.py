@@ -268,10 +268,10 @@ class Transcript:
     def to_json(self) -> Json:
         branch = self.branch()
         told: Json = {
-            **self.more,
             "id": self.id,
             "name": self.name,
             "created": self.created,
+            **self.more,
             "messages": [_entry_json(entry) for entry in branch],
         }
         others = [_entry_json(entry) for entry in self.others()]
@@ -393,12 +393,12 @@ def _entry_of(message: Json, entry_id: str, parent_id: str) -> Entry:
 
 def _entry_json(entry: Entry) -> Json:
     told: Json = {
-        **entry.more,
         "id": entry.id,
         "role": entry.role,
         "content": entry.content,
         "timestamp": entry.timestamp,
-        "chat_type": entry.more.get("chat_type", "t2t"),
+        "chat_type": "t2t",
+        **entry.more,
         "parentId": entry.parent_id or None,
     }
     upstream = {"chat": entry.upstream_chat, "response": entry.upstream_response}

@@ -33,13 +33,16 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from qwenproxy.api_keys import KeyRing
 from qwenproxy.dialects.base import Dialect
+from qwenproxy.dialects.native import NativeChat, NativeRegenerate
 from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
+from qwenproxy.library import Library
 from qwenproxy.server.access import Access, Gate, KeyRoute
 from qwenproxy.server.account_routes import AccountRoutes, Checkup
+from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.connection import Connection
 from qwenproxy.server.guard import Guard, is_loopback, refusal
-from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Gateway, Guests, Relay
+from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Conversations, Gateway, Guests, Relay
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.settings import Settings, SettingsError
 
@@ -49,7 +52,11 @@ OPENAI_PREFIXES: Final = ("/v1", "/api", "/api/v1", "/api/v2")
 """Every route of OpenAI's lives under each: `/v1` is what its clients expect, the others are the seeds'."""
 SEED_PREFIXES: Final = ("/api", "/api/v1", "/api/v2")
 """The seed's own routes live under each: it dropped a version from any path."""
-DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = ((OPENAI_PREFIXES, OpenAIChat()),)
+DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
+    (OPENAI_PREFIXES, OpenAIChat()),
+    (SEED_PREFIXES, NativeChat()),
+    (SEED_PREFIXES, NativeRegenerate()),
+)
 """The table of contents: what clients may speak, and under which prefixes."""
 
 GZIP_BYTES: Final = 1024
@@ -76,6 +83,12 @@ class Engine(Protocol):
 
     @property
     def gateway(self) -> Gateway: ...
+
+    @property
+    def conversations(self) -> Conversations: ...
+
+    @property
+    def library(self) -> Library: ...
 
     @property
     def checkup(self) -> Checkup: ...
@@ -121,10 +134,12 @@ def create_app(
 def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[BaseRoute]:
     status = StatusRoutes(settings, admission)
     accounts = AccountRoutes(admission, bounds)
+    chats = ChatRoutes(admission, bounds)
     routes: list[BaseRoute] = [
         *status.routes(),
         *status.models_routes(OPENAI_PREFIXES),
         *accounts.routes(SEED_PREFIXES),
+        *chats.routes(SEED_PREFIXES),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(
@@ -152,6 +167,8 @@ def _lifespan(
                         tasks.start_soon(_follow, ring)
                     app.state.checkup = running.checkup
                     app.state.guests = running.guests
+                    app.state.conversations = running.conversations
+                    app.state.library = running.library
                     app.state.gateway = running.gateway
                     yield
                     tasks.cancel_scope.cancel()
@@ -209,7 +226,9 @@ def bind(settings: Settings, *, keyed: bool = False) -> socket.socket:
             "call: put a key into Authorization.txt in the session folder, which says how, or listen on a "
             "loopback address such as 127.0.0.1"
         )
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named, for asyncio sends small pieces at once only where it reads that this is TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # On Windows SO_REUSEADDR would let two programs share the port.
         exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)

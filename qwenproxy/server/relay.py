@@ -1,8 +1,8 @@
-"""The one async loop between a dialect and the gateway.
+"""The one async loop between a dialect and whoever answers.
 
 Who ends an answer:
 
-| what happens | what the client sees | what the gateway's generator sees |
+| what happens | what the client sees | what the answer's generator sees |
 |---|---|---|
 | the last choice finishes | the dialect's normal end | runs to its own end, at most `WIND_DOWN_S` longer |
 | an error before the first delta, in the first `decide_s` | the error's own status and body | is closed |
@@ -32,11 +32,13 @@ from typing import Final, Protocol, TypeAlias
 import anyio
 from starlette.types import Receive, Scope, Send
 
+from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, Delta, Finished, fold
 from qwenproxy.dialects.base import Dialect, Json
 from qwenproxy.errors import QueueFull, QwenProxyError, ShuttingDown
 from qwenproxy.guests import tokens_in
 from qwenproxy.qwen.models import Model
+from qwenproxy.server.access import caller_of
 from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.responses import error_response, json_response
@@ -65,13 +67,17 @@ Item: TypeAlias = tuple[int, Delta] | QwenProxyError | None
 Stream: TypeAlias = Callable[[ChatRequest], AsyncGenerator[Delta]]
 
 
-class Gateway(Protocol):
-    def stream(self, request: ChatRequest, *, only: frozenset[str] | None = None) -> AsyncGenerator[Delta]:
+class Conversations(Protocol):
+    def stream(
+        self, request: ChatRequest, caller: Caller, *, only: frozenset[str] | None = None
+    ) -> AsyncGenerator[Delta]:
         """The deltas that answer `request`, one choice of it. Raises our errors; cleans up when closed.
 
         `only` are the guests that may answer it.
         """
 
+
+class Gateway(Protocol):
     async def models(self) -> Sequence[Model]: ...
 
     def readiness(self) -> str | None:
@@ -101,7 +107,10 @@ class Bounds:
 
 
 async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
-    """The JSON object that a request carries. Raises as `read_body` and `read_json` do."""
+    """The JSON object that a request carries; an empty one without a body.
+
+    Raises as `read_body` and `read_json` do.
+    """
     body = await read_body(
         scope,
         receive,
@@ -109,7 +118,7 @@ async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
         idle_s=bounds.body_idle_s,
         total_s=bounds.body_total_s,
     )
-    return await read_json(body)
+    return await read_json(body) if body else {}
 
 
 class Admission:
@@ -160,9 +169,10 @@ class Relay:
                 body = await read_object(scope, receive, self._bounds)
                 request = self._dialect.parse(body, scope["path_params"])
                 answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds.decide_s)
-                gateway: Gateway = scope["app"].state.gateway
+                conversations: Conversations = scope["app"].state.conversations
                 async with self._guests(scope) as only:
-                    await answer.run(partial(gateway.stream, only=only), self._admission)
+                    stream = partial(conversations.stream, caller=caller_of(scope), only=only)
+                    await answer.run(stream, self._admission)
         except ClientGone:
             return
         except QwenProxyError as exc:

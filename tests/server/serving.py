@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import anyio
@@ -13,12 +14,18 @@ from anyio.abc import SocketStream
 from fastapi import FastAPI
 
 from qwenproxy.accounts.pool import PoolView, SeatView
+from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
+from qwenproxy.clock import SystemClock
 from qwenproxy.errors import QwenProxyError
+from qwenproxy.history import History
+from qwenproxy.library import Library
 from qwenproxy.qwen.models import Model
+from qwenproxy.server.access import Gate
 from qwenproxy.server.app import bind, create_app, serve
 from qwenproxy.server.relay import Admission, Bounds
 from qwenproxy.settings import Settings
+from qwenproxy.turn_order import TurnOrder
 
 Step: TypeAlias = Delta | float | Exception | anyio.Event
 """What a scripted answer does next: gives a delta, waits so many seconds, fails, or waits for the event."""
@@ -44,6 +51,7 @@ class ScriptedGateway:
     not_ready: str | None = None
     listed: tuple[Model, ...] = (Model("qwen3.7-plus", "Qwen3.7 Plus", 1_000_000), Model("qwen3-max", "Max"))
     asked: list[ChatRequest] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
     given: int = 0
     opened: int = 0
     closed: int = 0
@@ -51,6 +59,7 @@ class ScriptedGateway:
     completed: int = 0
     """Which ran past their last step."""
 
+    library: Library = field(default_factory=lambda: empty_library())
     checkup: ScriptedCheckup = field(default_factory=lambda: ScriptedCheckup())
     guests: ScriptedGuests = field(default_factory=lambda: ScriptedGuests())
     hopeless: QwenProxyError | None = None
@@ -59,14 +68,19 @@ class ScriptedGateway:
     def gateway(self) -> ScriptedGateway:
         return self
 
+    @property
+    def conversations(self) -> ScriptedGateway:
+        return self
+
     def ended(self) -> QwenProxyError | None:
         return self.hopeless
 
     async def stream(
-        self, request: ChatRequest, *, only: frozenset[str] | None = None
+        self, request: ChatRequest, caller: Caller, *, only: frozenset[str] | None = None
     ) -> AsyncGenerator[Delta]:
         self.opened += 1
         self.asked.append(request)
+        self.callers.append(caller)
         self.guests.answering.append(only)
         try:
             for step in self.script(request):
@@ -95,6 +109,11 @@ class ScriptedGateway:
         with anyio.fail_after(within_s):
             while not (self.closed == self.opened == count):
                 await anyio.sleep(0.005)
+
+
+def empty_library(session_dir: Path = Path("session")) -> Library:
+    clock = SystemClock()
+    return Library(History(session_dir, clock), TurnOrder(5), lambda chat: None, lambda account: True, clock)
 
 
 @dataclass
@@ -204,7 +223,7 @@ def settings_for(**values: Any) -> Settings:
 
 @asynccontextmanager
 async def running(
-    gateway: ScriptedGateway, bounds: Bounds | None = None, **values: Any
+    gateway: ScriptedGateway, bounds: Bounds | None = None, gate: Gate | None = None, **values: Any
 ) -> AsyncGenerator[Running]:
     settings = settings_for(**values)
 
@@ -212,8 +231,8 @@ async def running(
     async def engine() -> AsyncGenerator[ScriptedGateway]:
         yield gateway
 
-    listener = bind(settings)
-    app = create_app(settings, engine, bounds)
+    listener = bind(settings, keyed=gate is not None and gate.on)
+    app = create_app(settings, engine, bounds, gate)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve, app, settings, listener)
         host, port = listener.getsockname()[:2]
