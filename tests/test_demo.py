@@ -17,6 +17,9 @@ import openai
 import psutil
 import pytest
 
+from qwenproxy.browser.chromium import runs
+from tests.serve import free_port, until
+
 ROOT = Path(__file__).parent.parent
 READY_S = 60
 """Seconds, on a loaded machine; a quiet one takes three."""
@@ -59,16 +62,25 @@ def _until_ready(process: psutil.Popen) -> list[str]:
     raise AssertionError("".join(lines))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+def assert_it_leaves_nothing(process: psutil.Popen, stop: signal.Signals, folder: Path) -> None:
+    """Stops it as a terminal does: the driver and everything else of the group too."""
+    family = process.children(recursive=True)
+    assert family
+    os.killpg(process.pid, stop)
+    assert process.wait(30) == 0
+    until(lambda: not any(map(runs, family)), 10)
+    left = {path.name for path in folder.iterdir()}
+    if stop != signal.SIGINT:
+        # Playwright's driver takes no notice of Ctrl-C, but dies of the others before it has cleared up.
+        left = {name for name in left if name.startswith("qwenproxy")}
+    assert left == set()
 
 
 @pytest.mark.browser
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     with running_demo(tmp_path, "--port", str(port)) as (process, lines):
         told = "".join(lines)
         base = re.search(r"Base URL +(\S+)", told)
@@ -81,25 +93,16 @@ def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, tmp_pa
                 model="qwen", messages=[{"role": "user", "content": "Hello!"}]
             )
         assert answer.choices[0].message.content
-        family = process.children(recursive=True)
-        assert family
-        # As a terminal does it: to the driver and everything else of the group too.
-        os.killpg(process.pid, stop)
-        assert process.wait(30) == 0
-        assert psutil.wait_procs(family, timeout=10)[1] == []
-    left = {path.name for path in tmp_path.iterdir()}
-    if stop != signal.SIGINT:
-        # Playwright's driver takes no notice of Ctrl-C, but dies of the others before it has cleared up.
-        left = {name for name in left if name.startswith("qwenproxy")}
-    assert left == set()
+        assert_it_leaves_nothing(process, stop, tmp_path)
 
 
 @pytest.mark.browser
 @pytest.mark.timeout(90)
-def test_the_next_free_port_is_used_and_told(tmp_path: Path) -> None:
+def test_the_next_free_port_is_used_and_told_and_a_hang_up_leaves_nothing_behind(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with running_demo(tmp_path, "--port", str(port)) as (_, lines):
+        with running_demo(tmp_path, "--port", str(port)) as (process, lines):
             told = "".join(lines)
             assert f"Port {port} is taken" in told
             assert f"127.0.0.1:{port}/" not in told
+            assert_it_leaves_nothing(process, signal.SIGHUP, tmp_path)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from qwenproxy.browser import account_context as module
-from qwenproxy.browser.chromium import Chromium
+from qwenproxy.browser.chromium import Chromium, runs
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.site_page import StorageState, mark_of, token_in
 from qwenproxy.errors import SessionLocked, TokenRejected
@@ -314,8 +314,15 @@ anyio.run(main)
 """
 
 
+def gone(pid: int) -> bool:
+    try:
+        return not runs(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return True
+
+
 def all_gone(pids: list[int]) -> bool:
-    return not any(map(psutil.pid_exists, pids))
+    return all(map(gone, pids))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")

@@ -28,6 +28,14 @@ COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
+def _runs(pid: int) -> bool:
+    """A zombie does not: whoever has inherited it may take seconds to notice."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Console:
     """A person at the console of a proxy of their own."""
 
@@ -61,7 +69,7 @@ class Console:
 
     def ended(self, code: int = 0, deadline_s: float = DEADLINE_S) -> None:
         assert self.screen.ended(deadline_s) == code, self.screen.dump()
-        until(lambda: not [pid for pid in self.screen.running() if psutil.pid_exists(pid)], 10)
+        until(lambda: not [pid for pid in self.screen.running() if _runs(pid)], 10)
         assert self.screen.modes() == self.modes, "the terminal is not what it was"
         written = self.screen.written
         assert written.rfind(ALTERNATE_OFF) >= written.rfind(ALTERNATE_ON)
@@ -284,13 +292,6 @@ def test_a_terminal_that_is_closed_leaves_nothing_running(
         left = set(person.screen.running())
         person.screen.hang_up()
         until(lambda: not [pid for pid in left if _runs(pid)])
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.browser
