@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenproxy.chat import UpstreamChat
-from qwenproxy.errors import CallerError
+from qwenproxy.errors import BadRequest, CallerError, UnsupportedParameter
 from qwenproxy.exports import imported, json_of, markdown, openai, told
 from qwenproxy.transcript import Content, Entry, Transcript
 
@@ -28,6 +28,7 @@ def chat_of(*entries: Entry, leaf: str) -> Transcript:
     return Transcript("c1", "Ann's\nchat", 1_700_000_000_123, by_id, leaf)
 
 
+FIELDS = st.sampled_from(["id", "role", "content", "type", "text", "image", "title", "url", "number"])
 ENTRIES = (
     Entry("s", "", "system", "Be kind", 1_700_000_000),
     Entry(
@@ -253,9 +254,46 @@ def test_markdown_of_what_somebody_wrote_by_hand() -> None:
 def test_a_long_chat_takes_no_long_time(backwards: bool) -> None:
     rows = [
         {"id": f"m{n}", "parentId": f"m{n - 1}", "role": "user", "content": "x", "timestamp": 1}
-        for n in range(20_000)
+        for n in range(10_000)
     ]
     started_s = time.perf_counter()
     chat = back({"messages": [], "branches": rows[::-1] if backwards else rows})
-    assert len(chat.branch("m19999")) == 20_000
+    assert len(chat.branch("m9999")) == 10_000
     assert time.perf_counter() - started_s < 5
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant"]), "content": st.just("x") | VALUES},
+        optional=dict.fromkeys(
+            ("id", "timestamp", "parentId", "info", "sources", "upstream", "partial"), VALUES
+        ),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    VALUES
+    | st.fixed_dictionaries(
+        {"messages": MESSAGES},
+        optional={
+            "branches": MESSAGES,
+            **dict.fromkeys(("id", "name", "created", "twin", "owner"), VALUES),
+        },
+    )
+)
+def test_whatever_comes_is_a_chat_or_the_callers_fault(value: Any) -> None:
+    try:
+        chat = back(value)
+    except (BadRequest, UnsupportedParameter):
+        return
+    assert (chat.id, chat.owner, chat.twin) == ("new", "key_b", None)
+    assert markdown(chat)
+    assert json_of(back(json_of(chat))) == json_of(chat)

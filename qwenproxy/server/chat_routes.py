@@ -194,6 +194,8 @@ async def _fork(ask: Ask) -> Json:
 
 async def _edit(ask: Ask) -> Json:
     content = content_of(ask.body.get("content"), "content")
+    if isinstance(content, str) and not content.strip():
+        raise BadRequest("content is empty", param="content")
     message_id = ask.params["message_id"]
     await ask.library.edit(ask.caller, ask.chat_id, message_id, content)
     return {"success": True, "chatId": ask.chat_id, "messageId": message_id}

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qwenproxy import chat, errors
@@ -22,7 +24,7 @@ from qwenproxy.chat import (
     fold,
 )
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate, content_of, error_body
-from qwenproxy.errors import BadRequest, CallerError
+from qwenproxy.errors import BadRequest, CallerError, UnsupportedParameter
 
 WIRE = Path(__file__).parent.parent / "wire" / "native"
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -260,3 +262,30 @@ def test_a_wrong_message_id_is_named() -> None:
     with pytest.raises(BadRequest) as caught:
         again(messageId=7)
     assert caught.value.param == "messageId"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "image", "image_url", "file", "url", "role", "content"]), inner
+        )
+        | st.fixed_dictionaries({"role": st.sampled_from(["user", "system"]), "content": inner})
+        | st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "file"]), "text": inner})
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["message", "messages", "chatId", "parentId", "model", "stream", "n", "messageId"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(NAMES, VALUES))
+def test_whatever_comes_is_a_request_or_the_callers_fault(body: dict[str, Any]) -> None:
+    for dialect in (DIALECT, NativeRegenerate(StandingClock())):
+        try:
+            request = dialect.parse(body, {"chat_id": CHAT})
+        except (BadRequest, UnsupportedParameter):
+            continue
+        assert request.conversation is not None
+        assert request.conversation.regenerate or request.messages[-1].role == "user"

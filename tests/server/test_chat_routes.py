@@ -280,6 +280,7 @@ WRONG: list[tuple[str, str, Any, int, str, str | None]] = [
     ("POST", "/api/chats/c1/fork", {"messageId": 5}, 400, "invalid_request", "messageId"),
     ("POST", "/api/chats/c1/fork", {"messageId": "m9"}, 404, "chat_not_found", None),
     ("PUT", "/api/chats/c1/messages/m0", {}, 400, "invalid_request", "content"),
+    ("PUT", "/api/chats/c1/messages/m0", {"content": " "}, 400, "invalid_request", "content"),
     ("PUT", "/api/chats/c1/messages/m0", {"content": []}, 400, "invalid_request", "content"),
     (
         "PUT",
