@@ -52,6 +52,7 @@ def _connected(path: Path, tables: str) -> sqlite3.Connection:
     try:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
+        connection.execute("pragma secure_delete = on")  # what was deleted is not to be read from the file
         connection.executescript(tables)
     except BaseException:
         with closing(connection):

@@ -104,7 +104,8 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
     gateway = Gateway(
         pool, client, janitor, settings, clock, activity=activity, not_ready=not_ready, jitter=jitter
     )
-    history, exchanges = History(settings.session_dir, clock), Exchanges(settings.session_dir, clock)
+    history = History(settings.session_dir, clock)
+    exchanges = Exchanges(settings.session_dir, clock, most=settings.remember_answers)
     turns = TurnOrder(settings.queue_timeout_s)
     conversations = Conversations(
         gateway,

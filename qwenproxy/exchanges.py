@@ -2,7 +2,7 @@
 
 `exchanges.sqlite3`: a row an answer, with the whole conversation that led to it and where it lives upstream;
 or, of an answer kept in a chat, its place in that chat. Forgotten are those older than a day and all but the
-newest thousand of each key. Losing it costs nobody more than a 404: a damaged one is put aside.
+newest of each key. Losing it costs nobody more than a 404: a damaged one is put aside.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from qwenproxy.clock import Clock
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 1000
-"""Answers of one key."""
 LASTS_S = 24 * 3600.0
 NOWHERE = Home()
 TABLES = """
@@ -57,7 +55,9 @@ class Exchange:
 class Exchanges:
     """Blocks on the disk, and may be called from any thread. Raises: sqlite3.Error."""
 
-    def __init__(self, session_dir: Path, clock: Clock) -> None:
+    def __init__(self, session_dir: Path, clock: Clock, *, most: int) -> None:
+        """`most` answers of each key are remembered."""
+        self._most = most
         self._path = session_dir / "exchanges.sqlite3"
         self._clock = clock
         self._lock = threading.Lock()
@@ -78,7 +78,8 @@ class Exchanges:
             exchange.kept_message,
         )
         with self._database() as db:
-            db.execute("insert or replace into exchanges values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            if self._most:
+                db.execute("insert or replace into exchanges values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             return self._forget(db, caller.mark)
 
     def get(self, exchange_id: str, caller: Caller) -> Exchange | None:
@@ -95,8 +96,10 @@ class Exchanges:
         return None
 
     def twins(self) -> frozenset[UpstreamChat]:
-        """The upstream chats that exchanges live in."""
+        """The upstream chats that exchanges live in; what is too old by now is forgotten first."""
         with self._database() as db:
+            for (mark,) in db.execute("select distinct mark from exchanges").fetchall():
+                self._forget(db, mark)
             return frozenset(_twins(db.execute("select chat, account from exchanges where chat <> ''")))
 
     def close(self) -> None:
@@ -110,7 +113,7 @@ class Exchanges:
         newest = "select id from exchanges where mark = ?1 order by at desc limit ?2"
         # A clock that was set back must not keep for ever what it calls the future.
         old = f"at <= ?3 or at > ?4 or (mark = ?1 and id not in ({newest}))"
-        values = (mark, REMEMBERED, now_s - LASTS_S, now_s + LASTS_S)
+        values = (mark, self._most, now_s - LASTS_S, now_s + LASTS_S)
         left = frozenset(
             _twins(
                 db.execute(f"select chat, account from exchanges where chat <> '' and ({old})", values)  # noqa: S608

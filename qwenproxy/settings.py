@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     max_history: int = Field(
         100, ge=1, le=100_000, description="Messages of a kept chat that go to the model, at most."
     )
+    remember_answers: int = Field(
+        1000, ge=0, le=100_000, description="Answers of each key that can be continued for a day; 0: none."
+    )
     queue_timeout_s: Seconds = Field(120, description="Longest wait for a free account.")
     first_byte_timeout_s: Seconds = Field(
         60, description="Longest wait for an answer's start; 3 times that while thinking."

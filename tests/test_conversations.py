@@ -143,7 +143,10 @@ async def kept(
 ) -> AsyncIterator[Kept]:
     clock = SystemClock()
     async with gateway(folder, upstream, **more) as gate:
-        with closing(History(folder, clock)) as history, closing(Exchanges(folder, clock)) as exchanges:
+        with (
+            closing(History(folder, clock)) as history,
+            closing(Exchanges(folder, clock, most=5)) as exchanges,
+        ):
             turns = TurnOrder(0.5)
             janitor = gate._janitor
             talks = Conversations(

@@ -11,7 +11,7 @@ import pytest
 
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
-from qwenproxy.exchanges import REMEMBERED, Exchange, Exchanges
+from qwenproxy.exchanges import Exchange, Exchanges
 
 GUEST = Caller("key_2", "theirs", frozenset({"chat"}))
 OTHER = Caller("key_3", "others", frozenset({"chat"}))
@@ -40,7 +40,7 @@ def clock() -> TurnedClock:
 
 @pytest.fixture
 def exchanges(tmp_path: Path, clock: TurnedClock) -> Iterator[Exchanges]:
-    opened = Exchanges(tmp_path, clock)
+    opened = Exchanges(tmp_path, clock, most=20)
     yield opened
     opened.close()
 
@@ -52,7 +52,7 @@ def test_an_exchange_comes_back_whole_also_after_a_restart(
     kept = Exchange("r2", kept_chat="c", kept_message="m")
     exchanges.add(exchange, GUEST)
     exchanges.add(kept, GUEST)
-    again = Exchanges(tmp_path, clock)
+    again = Exchanges(tmp_path, clock, most=20)
     assert again.get("r1", GUEST) == exchange
     assert again.get("r2", GUEST) == kept
     assert again.get("r3", GUEST) is None
@@ -81,14 +81,14 @@ def test_it_lasts_a_day_whatever_the_clock_does(exchanges: Exchanges, clock: Tur
     assert exchanges.get("new", OTHER) is None
 
 
-def test_the_newest_thousand_of_each_key_stay_and_shared_chats_with_them(
+def test_the_newest_of_each_key_stay_and_shared_chats_with_them(
     exchanges: Exchanges, clock: TurnedClock
 ) -> None:
     exchanges.add(Exchange("theirs", TALK), OTHER)
     exchanges.add(Exchange("first", TALK, Home("acc", "shared", "first")), GUEST)
     exchanges.add(Exchange("second", TALK, Home("acc", "lone", "second")), GUEST)
     gone: set[UpstreamChat] = set()
-    for number in range(REMEMBERED):
+    for number in range(20):
         clock.time += timedelta(seconds=1)
         home = Home("acc", "shared", "x") if number == 0 else Home()
         gone |= exchanges.add(Exchange(f"r{number}", (), home), GUEST)
@@ -110,4 +110,26 @@ def test_a_file_that_goes_while_it_runs_is_made_anew(exchanges: Exchanges, tmp_p
 def test_a_place_that_is_taken_is_an_error(tmp_path: Path, clock: TurnedClock) -> None:
     (tmp_path / "exchanges.sqlite3").mkdir()
     with pytest.raises(sqlite3.Error):
-        Exchanges(tmp_path, clock).add(Exchange("r1", TALK), GUEST)
+        Exchanges(tmp_path, clock, most=20).add(Exchange("r1", TALK), GUEST)
+
+
+def test_with_none_to_remember_nothing_is_on_disk(
+    exchanges: Exchanges, tmp_path: Path, clock: TurnedClock
+) -> None:
+    exchanges.add(Exchange("r1", TALK), GUEST)
+    exchanges.close()
+    none = Exchanges(tmp_path, clock, most=0)
+    assert none.twins() == frozenset()
+    none.add(Exchange("r2", TALK), GUEST)
+    assert none.get("r1", GUEST) is none.get("r2", GUEST) is None
+    none.close()
+
+
+def test_what_was_forgotten_cannot_be_read_from_the_file(
+    exchanges: Exchanges, tmp_path: Path, clock: TurnedClock
+) -> None:
+    exchanges.add(Exchange("answer-to-forget", TALK), GUEST)
+    clock.time += timedelta(days=2)
+    exchanges.twins()
+    exchanges.close()
+    assert not any(b"answer-to-forget" in path.read_bytes() for path in tmp_path.glob("exchanges.*"))
