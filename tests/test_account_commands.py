@@ -251,6 +251,22 @@ def test_a_proxy_that_serves_is_asked_to_check(accounts: Run) -> None:
     assert "it is asked to check" in err
 
 
+@pytest.mark.parametrize("key", ["", "the-key-of-this-run"])
+def test_a_proxy_that_wants_keys_is_asked_with_that_of_its_run(accounts: Run, key: str) -> None:
+    async def status(request: Request) -> Response:
+        if request.headers.get("x-api-key", "") != key:
+            return JSONResponse({"error": {"message": "no key"}}, 401)
+        return JSONResponse({"accounts": FOUND})
+
+    app = Starlette(routes=[Route("/api/status", status, methods=["POST"])])
+    with hold(SESSION) as held, running(app) as url:
+        held.tell(url, key)
+        code, out, err = accounts("check", "1", "2")
+        listed = accounts("list", "--json")[1]
+    assert (code, out.splitlines()) == (0, ["acc_1 (work): live", "acc_2 (Home): live"])
+    assert not key or key not in out + err + listed
+
+
 def test_only_the_accounts_named_count(accounts: Run) -> None:
     with serving(FOUND):
         code, out, _ = accounts("check", "work", "2", "acc_1", "--json")

@@ -55,8 +55,8 @@ def test_a_line_is_a_key_and_what_it_may() -> None:
 """
     first, second, third = parse(text.replace("\n", "\r\n"))
     assert (first.caller.name, first.caller.scopes, first.rpm, first.concurrency) == ("", SCOPES, None, None)
-    assert (second.caller.name, second.caller.scopes) == ("phone", {"chat", "files"})
-    assert (second.rpm, second.concurrency) == (60, 4)
+    assert second.caller.scopes == {"chat", "files"}
+    assert (second.caller.name, second.rpm, second.concurrency) == ("phone", 60, 4)
     assert third.caller.scopes == {"accounts"}
     assert third.digest == hashlib.sha256(b"third").digest()
     assert first.caller.mark == "key_" + hashlib.sha256(ONE.encode()).hexdigest()[:16]

@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from qwenproxy.accounts.account import Account
+from qwenproxy.api_keys import KeyRing, key_files
 from qwenproxy.clock import SystemClock
-from qwenproxy.doctor import Doctor, Finding, port, reachable, session_folder
+from qwenproxy.doctor import Doctor, Finding, api_keys, port, reachable, session_folder
 from qwenproxy.instance import Holder
 from qwenproxy.settings import Settings
 from tests.serve import Standin, clean_environment, free_port, proxy_variables, running_proxy, write_session
@@ -52,6 +53,34 @@ def test_a_file_in_the_folders_place_is_a_failure(tmp_path: Path) -> None:
     assert session_folder(tmp_path / "session").result == "fail"
 
 
+@needs_rights
+def test_keys_are_told_by_their_number_and_never_themselves(tmp_path: Path) -> None:
+    ours, older = tmp_path / "session" / "Authorization.txt", tmp_path / "src" / "Authorization.txt"
+    long = "sk-a-key-that-is-long-enough"
+
+    def told() -> Finding:
+        return api_keys(KeyRing(key_files(tmp_path / "session")))
+
+    assert (told().result, "none is needed" in told().text) == ("ok", True)
+    assert not ours.parent.exists(), "a doctor changes nothing"
+    ours.parent.mkdir()
+    ours.write_text(f"{long}\n{long}2\n")
+    ours.chmod(0o600)
+    assert told() == Finding("keys", "ok", "2 API keys")
+    older.parent.mkdir()
+    older.write_text(f"{long}3")
+    older.chmod(0o644)
+    assert told().result == "warn"
+    assert "3 API keys, but others may read src/Authorization.txt" in told().text
+    older.chmod(0o600)
+    older.write_text("hunter22")
+    assert (told().result, "can be guessed" in told().text) == ("warn", True)
+    ours.write_text(f"{long}\n{long} hunter22")
+    found = told()
+    assert (found.result, "line 2" in found.text) == ("fail", True)
+    assert not any(part in found.line() for part in ("hunter22", long, str(tmp_path)))
+
+
 def test_a_port_is_free_taken_or_our_own() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = Settings(port=listener.getsockname()[1])
@@ -62,6 +91,7 @@ def test_a_port_is_free_taken_or_our_own() -> None:
     assert "is free" in port(Settings(port=free_port()), None).text
     assert "process 78" in port(Settings(port=free_port()), elsewhere).text
     assert port(Settings(host="0.0.0.0"), None).result == "fail"
+    assert port(Settings(host="0.0.0.0", port=free_port()), None, keyed=True).result == "ok"
 
 
 @pytest.mark.anyio

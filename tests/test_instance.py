@@ -43,6 +43,16 @@ def test_a_second_proxy_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         assert str(instance.holder(folder)) == f"process {os.getpid()}"
 
 
+def test_the_key_of_the_run_is_for_who_may_read_the_folder(tmp_path: Path) -> None:
+    with instance.hold(tmp_path) as held:
+        held.tell("http://127.0.0.1:3264", "the-key-of-this-run")
+        holder = instance.holder(tmp_path)
+        assert holder is not None
+        assert holder.key == "the-key-of-this-run"
+        assert "the-key" not in f"{holder!r} {holder}"
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_nobody_holds_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert instance.holder(tmp_path / "session") is None
     assert not (tmp_path / "session").exists()

@@ -22,7 +22,7 @@ from qwenproxy import proxy
 from qwenproxy.engine import Engine
 from qwenproxy.errors import NoAccount
 from qwenproxy.instance import holder
-from qwenproxy.settings import Settings
+from qwenproxy.settings import Settings, SettingsError
 from tests.serve import Standin, clean_environment, free_port, proxy_variables, until, write_session
 
 GONE: dict[str, object] = {"id": "acc_2", "token": "t", "resetAt": None, "invalid": True}
@@ -63,6 +63,58 @@ async def test_one_usable_account_is_enough_also_while_it_waits(tmp_path: Path) 
                 await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
     assert "Serving http://" in said[0]
+
+
+KEY = "a-key-for-the-test"
+
+
+def write_keys(folder: Path, text: str) -> None:
+    (folder / "Authorization.txt").write_text(text)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("host", "keys", "said"),
+    [
+        ("0.0.0.0", None, "^QWENPROXY_HOST='0.0.0.0' cannot be used without an API key.*Authorization.txt"),
+        ("0.0.0.0", "# none\n", "cannot be used without an API key"),
+        ("192.168.1.5", "", "cannot be used without an API key"),
+        ("0.0.0.0", f"{KEY} oops", "line 1: after the key there may only be name=, scopes=, rpm="),
+        ("127.0.0.1", f"{KEY} oops", "line 1: after the key there may only be name=, scopes=, rpm="),
+    ],
+)
+async def test_a_start_that_would_be_open_to_others_is_refused(
+    host: str, keys: str | None, said: str, tmp_path: Path
+) -> None:
+    if keys is not None:
+        write_keys(tmp_path, keys)
+    settings = settings_of(tmp_path, WAITING).model_copy(update={"host": host})
+    with pytest.raises(SettingsError, match=said) as caught:
+        await proxy.run(settings, str, view=False)
+    assert not any(part in str(caught.value) for part in ("\n", KEY, "oops", str(tmp_path)))
+    assert (tmp_path / "Authorization.txt").exists(), "where to put a key is there to be read"
+    assert holder(tmp_path) is None
+
+
+@pytest.mark.anyio
+async def test_with_keys_other_addresses_are_served_and_our_own_commands_come_in(tmp_path: Path) -> None:
+    write_keys(tmp_path, f"{KEY} scopes=chat\n")
+    said: list[str] = []
+    settings = settings_of(tmp_path, WAITING).model_copy(update={"host": "0.0.0.0"})
+    async with anyio.create_task_group() as tasks, httpx.AsyncClient(trust_env=False) as client:
+        tasks.start_soon(functools.partial(proxy.run, settings, said.append, view=False))
+        held = None
+        with anyio.fail_after(15):
+            while held is None or not held.url or not said:
+                await anyio.sleep(0.02)
+                held = holder(tmp_path)
+        assert held.url.startswith("http://127.0.0.1:"), "what is called is no address to listen on"
+        assert f"{held.url}/v1" in said[0]
+        url = f"{held.url}/api/status"
+        keys: list[dict[str, str]] = [{}, {"x-api-key": KEY}, {"x-api-key": held.key}]
+        assert [(await client.get(url, headers=key)).status_code for key in keys] == [401, 403, 200]
+        tasks.cancel_scope.cancel()
+    assert not (tmp_path / "proxy.json").exists()
 
 
 @pytest.mark.anyio

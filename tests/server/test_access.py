@@ -71,7 +71,7 @@ def calls(app: Starlette) -> Iterator[tuple[str, str, str | None]]:
 
 
 async def ask(client: httpx.AsyncClient, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
-    body = None if method in {"GET", "HEAD"} else {}
+    body: Any = None if method in {"GET", "HEAD"} else {}
     return await client.request(method, path, json=body, headers=headers)
 
 

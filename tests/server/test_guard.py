@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
+from qwenproxy.api_keys import KeyRing
+from qwenproxy.server.access import Gate
 from tests.server.serving import HELLO, Running, ScriptedGateway, running
 
 pytestmark = pytest.mark.anyio
@@ -376,3 +381,60 @@ async def test_the_page_of_another_own_name() -> None:
     async with running(ScriptedGateway(), host="127.0.0.3") as proxy:
         good = await proxy.say(raw(proxy, "Host: 127.0.0.3:PORT", "Origin: http://127.0.0.3:PORT"))
         assert status(good) == 200
+
+
+# ---- where other computers may call ----
+
+KEY = "a-key-for-the-test"
+
+
+@asynccontextmanager
+async def public(folder: Path) -> AsyncGenerator[Running]:
+    """Listens on every address of this computer, which takes a key."""
+    (folder / "keys").write_text(KEY)
+    ring = KeyRing([folder / "keys"])
+    ring.open()
+    async with running(ScriptedGateway(), gate=Gate(ring), host="0.0.0.0") as proxy:
+        yield Running(proxy.port, proxy.app)
+
+
+async def test_an_address_cannot_be_rebound(tmp_path: Path) -> None:
+    good = ["127.0.0.1:PORT", "localhost:PORT", "192.168.1.5:PORT", "[fe80::1]:PORT", "[FE80::1]:PORT"]
+    bad = [
+        "192.168.1.5",
+        "192.168.1.5:1",
+        "evil.example:PORT",
+        "192.168.1.5.evil.example:PORT",
+        "3232235781:PORT",
+        "0xc0a80105:PORT",
+        "192.168.261:PORT",
+        "192.168.01.5:PORT",
+        "[fe80::1%25eth0]:PORT",
+        "[fe80:0::1]:PORT",
+        "[192.168.1.5]:PORT",
+        "[evil]:PORT",
+        "[]:PORT",
+        "[:PORT",
+        "fe80::1:PORT",
+    ]
+    async with public(tmp_path) as proxy:
+        for host in good:
+            assert status(await proxy.say(raw(proxy, f"Host: {host}", f"x-api-key: {KEY}"))) == 200, host
+        for host in bad:
+            answer = await proxy.say(raw(proxy, f"Host: {host}", f"x-api-key: {KEY}"))
+            assert (status(answer), code(answer)) == (403, "origin_refused"), host
+
+
+async def test_of_addresses_only_a_page_of_the_same_may_call(tmp_path: Path) -> None:
+    host = "Host: 192.168.1.5:PORT"
+    async with public(tmp_path) as proxy:
+        for origin, expected in (
+            ("http://192.168.1.5:PORT", 200),
+            ("http://192.168.1.6:PORT", 403),
+            ("http://192.168.1.5", 403),
+            ("https://192.168.1.5:PORT", 403),
+            ("http://evil.example:PORT", 403),
+            ("null", 403),
+        ):
+            answer = await proxy.say(raw(proxy, host, f"Origin: {origin}", f"x-api-key: {KEY}"))
+            assert status(answer) == expected, origin
