@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     )
 
     host: str = Field(
-        "127.0.0.1", validation_alias=_plain("HOST"), description="Address to listen on; loopback only."
+        "127.0.0.1",
+        validation_alias=_plain("HOST"),
+        description="Address to listen on; others than loopback need an API key.",
     )
     port: int = Field(
         3264, ge=0, le=65_535, validation_alias=_plain("PORT"), description="Port to listen on."
