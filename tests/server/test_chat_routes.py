@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 
 from qwenproxy.api_keys import KeyRing
-from qwenproxy.chat import UpstreamChat
+from qwenproxy.chat import ChatRequest, ConversationRef, Finished, Started, Text, UpstreamChat
 from qwenproxy.clock import SystemClock
+from qwenproxy.errors import AllWaiting
 from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.server.access import Gate
-from qwenproxy.server.app import bind, create_app, serve
-from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.relay import Bounds
 from qwenproxy.transcript import Entry, Transcript
 from qwenproxy.turn_order import TurnOrder
-from tests.server.serving import Running, ScriptedGateway, settings_for
+from tests.server.serving import Running, ScriptedGateway, Step, running
 
 pytestmark = pytest.mark.anyio
 
@@ -67,11 +66,6 @@ class Shelf:
         return answer.status_code, answer.json()
 
 
-@dataclass
-class Engine(ScriptedGateway):
-    library: Library = field(kw_only=True)
-
-
 @asynccontextmanager
 async def shelf(tmp_path: Path, keys: str = "", bounds: Bounds | None = None) -> AsyncGenerator[Shelf]:
     history = History(tmp_path, SystemClock())
@@ -82,23 +76,11 @@ async def shelf(tmp_path: Path, keys: str = "", bounds: Bounds | None = None) ->
     keys_path.write_text(keys, encoding="utf-8")
     ring = KeyRing([keys_path])
     ring.open()
-    settings = settings_for()
-
-    @asynccontextmanager
-    async def engine() -> AsyncGenerator[Engine]:
-        yield Engine(library=library)
-
-    listener = bind(settings)
-    app = create_app(settings, engine, bounds, Gate(ring))
-    app.router.routes += ChatRoutes(app.state.admission, bounds or Bounds()).routes(("/api",))
-    app.state.library = library
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve, app, settings, listener)
-        host, port = listener.getsockname()[:2]
-        proxy = Running(port, app, host)
-        async with httpx.AsyncClient(base_url=proxy.url, timeout=15, trust_env=False) as client:
-            yield Shelf(proxy, history, turns, client, discarded)
-        tasks.cancel_scope.cancel()
+    async with (
+        running(ScriptedGateway(library=library), bounds, Gate(ring)) as proxy,
+        httpx.AsyncClient(base_url=proxy.url, timeout=15, trust_env=False) as client,
+    ):
+        yield Shelf(proxy, history, turns, client, discarded)
     history.close()
 
 
@@ -368,6 +350,49 @@ async def test_each_key_has_its_own_chats(tmp_path: Path) -> None:
         status, said = await s.ask("GET", path, **by(ANN))
         assert said["history"]["messages"][0]["content"] == "secret"
         assert "owner" not in said["history"]
+
+
+STARTED = Started("up-1", "r1", "qwen3-max", "acc_1", "twin_gone", conversation_id="c1", message_id="m1")
+
+
+def _play(steps: Sequence[Step], request: ChatRequest) -> Sequence[Step]:
+    return steps
+
+
+async def test_talking_in_chats_has_the_seeds_shapes_and_the_roads_statuses() -> None:
+    gateway = ScriptedGateway(lambda request: [STARTED, Text("Hi"), Finished("stop")])
+    async with (
+        running(gateway) as proxy,
+        httpx.AsyncClient(base_url=proxy.url, timeout=15, trust_env=False) as client,
+    ):
+        whole = (await client.post("/api/v1/chat", json={"message": "Hello", "chatId": "c1"})).json()
+        assert whole["choices"][0]["message"]["content"] == "Hi"
+        kept = {"chatId": "c1", "parentId": "m1", "account": "acc_1", "rebuilt": "twin_gone"}
+        assert {name: whole[name] for name in kept} == kept
+        again = await client.post("/api/chats/c1/regenerate")
+        assert again.status_code == 200
+        assert [request.conversation for request in gateway.asked] == [
+            ConversationRef("c1"),
+            ConversationRef("c1", regenerate=True),
+        ]
+        waiting = AllWaiting("all accounts wait", retry_after_s=30)
+        waiting.conversation_id = "c1"
+        scripts: list[list[Step]] = [[waiting], [STARTED, Text("H"), waiting]]
+        for steps in scripts:
+            gateway.script = partial(_play, steps)
+            refused = await client.post("/api/chat", json={"message": "Hello"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+            assert refused.json() == {
+                "error": "all accounts wait",
+                "code": "all_accounts_waiting",
+                "chatId": "c1",
+            }
+        broken = await client.post("/api/chat", json={"message": "Hello", "stream": True})
+        assert broken.status_code == 200
+        *_, last = broken.text.strip().split("\n\n")
+        assert json.loads(last.removeprefix("data: ")) == refused.json()
+        assert "[DONE]" not in broken.text
+        assert (await client.post("/api/chat")).json()["param"] == "message"
 
 
 async def test_while_the_proxy_stops_and_when_it_is_full(tmp_path: Path) -> None:
