@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from tests.serve import Standin, running, running_proxy
+from tests.serve import Proxy, Standin, running, running_proxy, running_standin
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
@@ -56,8 +57,17 @@ def attacker(request: Request) -> HTMLResponse:
     return HTMLResponse("<!doctype html><title>Other</title><iframe name=frame></iframe>")
 
 
-def test_no_page_of_another_origin_gets_through(page: Page, tmp_path: Path, standin: Standin) -> None:
-    with running(Starlette(routes=[Route("/", attacker)])) as site, running_proxy(tmp_path, standin) as proxy:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Standin]]:
+    """A proxy as it is by default, and the stand-in that is its own, so that it stays signed in."""
+    folder = tmp_path_factory.mktemp("own")
+    with running_standin(folder) as standin, running_proxy(folder, standin) as proxy:
+        yield proxy, standin
+
+
+def test_no_page_of_another_origin_gets_through(page: Page, own: tuple[Proxy, Standin]) -> None:
+    proxy, standin = own
+    with running(Starlette(routes=[Route("/", attacker)])) as site:
         for visited in (site, site.replace("127.0.0.1", "localhost")):
             page.goto(visited)
             told = dict(page.evaluate(ATTACK, proxy.base))
@@ -76,12 +86,12 @@ def test_an_allowed_origin_may_call(page: Page, tmp_path: Path, standin: Standin
         assert dict(page.evaluate(ATTACK, proxy.base))["fetch"] == 200
 
 
-def test_the_proxys_own_page_is_plain_and_readable(page: Page, tmp_path: Path, standin: Standin) -> None:
-    with running_proxy(tmp_path, standin) as proxy:
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.goto(proxy.base)
-        assert proxy.base in page.inner_text("body")
-        assert page.locator("script").count() == 0
-        assert httpx.get(proxy.base).headers["content-security-policy"]
-        assert [problem for problem in problems if "favicon" not in problem] == []
+def test_the_proxys_own_page_is_plain_and_readable(page: Page, own: tuple[Proxy, Standin]) -> None:
+    proxy, _ = own
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.goto(proxy.base)
+    assert proxy.base in page.inner_text("body")
+    assert page.locator("script").count() == 0
+    assert httpx.get(proxy.base).headers["content-security-policy"]
+    assert [problem for problem in problems if "favicon" not in problem] == []

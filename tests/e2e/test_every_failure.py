@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.chat import Delta, Finished, Media, Source, Started, Text, Thinking
 from qwenproxy.clock import SystemClock
@@ -114,11 +115,23 @@ WHOLE = (
 )
 
 
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for the module's one Chromium."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
+    async with Chromium(Settings(browser=chromium_path)) as started:
+        yield started
+
+
 @asynccontextmanager
-async def road(standin: Standin, chromium_path: str) -> AsyncIterator[QwenClient]:
-    settings = Settings(upstream=standin.site, auth_upstream=standin.auth, browser=chromium_path)
+async def road(standin: Standin, chromium: Chromium) -> AsyncIterator[QwenClient]:
+    settings = Settings(upstream=standin.site, auth_upstream=standin.auth)
     state = standin.storage_state("one@example.com")
-    async with BrowserTransport(settings, lambda account_id: state) as transport:
+    async with BrowserTransport(settings, lambda account_id: state, chromium=chromium) as transport:
         yield QwenClient(transport, settings, SystemClock())
 
 
@@ -143,8 +156,8 @@ async def failure(client: QwenClient, prompt: str) -> QwenProxyError | None:
     return None
 
 
-async def test_every_refusal_is_its_own_error(standin: Standin, chromium_path: str) -> None:
-    async with road(standin, chromium_path) as client:
+async def test_every_refusal_is_its_own_error(standin: Standin, chromium: Chromium) -> None:
+    async with road(standin, chromium) as client:
         wrong = []
         for mark, (kind, wait_s) in REFUSED.items():
             error = await failure(client, f"{SAY} {{{{standin: {mark}}}}}")
@@ -157,14 +170,14 @@ async def test_every_refusal_is_its_own_error(standin: Standin, chromium_path: s
         assert wrong == []
 
 
-async def test_a_verification_over_a_hanging_call_is_told(standin: Standin, chromium_path: str) -> None:
-    async with road(standin, chromium_path) as client:
+async def test_a_verification_over_a_hanging_call_is_told(standin: Standin, chromium: Chromium) -> None:
+    async with road(standin, chromium) as client:
         assert isinstance(await failure(client, f"{SAY} {{{{standin: dialog}}}}"), NeedsHuman)
         await standin.until(lambda state: state["open"] == 0)
 
 
-async def test_every_odd_stream_gives_its_whole_text(standin: Standin, chromium_path: str) -> None:
-    async with road(standin, chromium_path) as client:
+async def test_every_odd_stream_gives_its_whole_text(standin: Standin, chromium: Chromium) -> None:
+    async with road(standin, chromium) as client:
         wrong = []
         for mark in WHOLE:
             text = said(await answer(client, f"{SAY} {{{{standin: {mark}}}}}"))
@@ -173,8 +186,8 @@ async def test_every_odd_stream_gives_its_whole_text(standin: Standin, chromium_
         assert wrong == []
 
 
-async def test_a_session_that_cannot_be_renewed_is_gone(standin: Standin, chromium_path: str) -> None:
-    async with road(standin, chromium_path) as client:
+async def test_a_session_that_cannot_be_renewed_is_gone(standin: Standin, chromium: Chromium) -> None:
+    async with road(standin, chromium) as client:
         assert said(await answer(client, SAY)) == SENTENCE
         standin.expire()
         assert said(await answer(client, SAY)) == SENTENCE
@@ -184,8 +197,8 @@ async def test_a_session_that_cannot_be_renewed_is_gone(standin: Standin, chromi
 
 
 @pytest.mark.parametrize("standin", ["B"], indirect=True)
-async def test_the_older_era_works_by_its_cookie(standin: Standin, chromium_path: str) -> None:
-    async with road(standin, chromium_path) as client:
+async def test_the_older_era_works_by_its_cookie(standin: Standin, chromium: Chromium) -> None:
+    async with road(standin, chromium) as client:
         assert said(await answer(client, SAY)) == SENTENCE
         assert (await client.who("a"))["email"] == "one@example.com"
         standin.revoke()
@@ -194,9 +207,9 @@ async def test_the_older_era_works_by_its_cookie(standin: Standin, chromium_path
 
 
 async def test_thinking_searching_and_drawing_come_as_what_they_are(
-    standin: Standin, chromium_path: str
+    standin: Standin, chromium: Chromium
 ) -> None:
-    async with road(standin, chromium_path) as client:
+    async with road(standin, chromium) as client:
         thought = await answer(client, SAY, thinking=True)
         assert said(thought) == SENTENCE
         assert any(isinstance(delta, Thinking) for delta in thought)
