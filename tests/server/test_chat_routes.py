@@ -21,7 +21,7 @@ from qwenproxy.errors import AllWaiting
 from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.server.access import Gate
-from qwenproxy.server.relay import Bounds
+from qwenproxy.server.relay import INTERNAL, Bounds
 from qwenproxy.transcript import Entry, Transcript
 from qwenproxy.turn_order import TurnOrder
 from tests.server.serving import Running, ScriptedGateway, Step, running
@@ -412,3 +412,19 @@ async def test_a_folder_that_cannot_be_used_is_our_fault_and_said_so(tmp_path: P
             status, said = await s.ask(method, path)
             assert (status, said["code"]) == (500, "internal_error")
             assert str(tmp_path) not in json.dumps(said)
+
+
+async def test_a_bug_is_told_as_one_and_in_the_seeds_shape(tmp_path: Path) -> None:
+    async with shelf(tmp_path) as s:
+        await s.ask("GET", "/api/chats")  # it has started
+        s.proxy.app.state.library = None
+        status, said = await s.ask("GET", "/api/chats")
+        assert (status, said) == (500, {"error": INTERNAL, "code": "internal_error"})
+
+
+async def test_a_client_that_leaves_while_it_sends_changes_nothing(tmp_path: Path) -> None:
+    async with shelf(tmp_path) as s:
+        async with await s.proxy.connect() as connection:
+            await connection.send(s.proxy.post({"name": "x"}, "/api/chats")[:-3])
+        await s.proxy.empty()
+        assert (await s.ask("GET", "/api/chats"))[1] == {"chats": []}
