@@ -224,13 +224,16 @@ class History:
             began_s = self._clock.monotonic_s()
             if known is self._view and began_s < self._next_look_s:
                 return known
-            self._compare(known)
-            took_s = self._clock.monotonic_s() - began_s
+            differing = self._differing(known)
+            now_s = self._clock.monotonic_s()
+            for batch in self._seen(differing, known):
+                self._index.take(known, batch, words=False)
             self._view = known
-            self._next_look_s = began_s + took_s + max(LOOK_EVERY_S, LOOK_SHARE * took_s)
+            self._next_look_s = now_s + max(LOOK_EVERY_S, LOOK_SHARE * (now_s - began_s))
             return known
 
-    def _compare(self, known: Stamps) -> None:
+    def _differing(self, known: Stamps) -> list[str]:
+        """The chats whose files are not what the index knows. Raises: StoreError."""
         missing = set(known)  # before the look: what is made meanwhile is not missing
         changed: list[str] = []
         try:
@@ -253,8 +256,7 @@ class History:
             pass  # no chat was ever kept
         except OSError as exc:
             raise StoreError(f"the folder of the chats cannot be read: {exc.strerror}") from exc
-        for batch in self._seen([*changed, *missing], known):
-            self._index.take(known, batch, words=False)
+        return [*changed, *missing]
 
     def _read_words(self, view: Stamps) -> None:
         with self._wording:
@@ -278,19 +280,18 @@ class History:
 
     def _see(self, chat_id: str, before: Stamp | None) -> Seen:
         stamp = _stamp(self._path(chat_id))  # before it is read: a later change shows as one
+        settled = stamp is not None and abs(time.time_ns() - stamp[0]) >= SETTLED_NS
+        kept = stamp if stamp is not None and settled else AGAIN
         try:
-            chat = self._load(chat_id)
+            return Seen(chat_id, kept, self._load(chat_id), before)
         except UnknownChat:
             return Seen(chat_id, None, None, before)
         except ChatDamaged as exc:
             if (chat_id, stamp) not in self._told:
                 self._told.add((chat_id, stamp))
                 log.warning("chat %s is left out of lists: %s", chat_id, exc)
-            readable = isinstance(exc.__cause__, ValueError)
-            return Seen(chat_id, stamp if readable and stamp else AGAIN, None, before)
-        if stamp is None or abs(time.time_ns() - stamp[0]) < SETTLED_NS:
-            stamp = AGAIN
-        return Seen(chat_id, stamp, chat, before)
+            refused = not isinstance(exc.__cause__, ValueError)  # by the system, which may think better of it
+            return Seen(chat_id, AGAIN if refused else kept, None, before)
 
 
 def _stamp(path: Path) -> Stamp | None:

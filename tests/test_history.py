@@ -441,9 +441,10 @@ for number in range(int(sys.argv[2]), 10**6):
 """
 
 
+@pytest.mark.timeout(60)
 def test_what_was_acknowledged_before_a_kill_is_there_and_found(session: Path, clock: HandClock) -> None:
     last = -1
-    for _ in range(5):
+    for _ in range(3):
         command = [sys.executable, "-c", WRITER, str(session), str(last + 1)]
         root = Path(__file__).parent.parent
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as writer:

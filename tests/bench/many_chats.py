@@ -181,6 +181,11 @@ def compare(session: Path, chats: int, messages: int, times: int) -> list[Row]:
     mine = tuple(timed(partial(ours.add, *turn)) for turn in turns)
     theirs = tuple(timed(partial(plain.add, *turn)) for turn in turns)
     rows.append(Row("a turn added, ours synced", mine, theirs))
+    listed: list[float] = []
+    for chat_id, number in turns:
+        ours.add(chat_id, times + number)
+        listed.append(timed(ours.rows))
+    rows.append(Row("list after a turn", tuple(listed), (timed(plain.rows),)))
     if dict(ours.rows())[turns[0][0]] < messages + 2:
         raise SystemExit("the turn is not listed")
     ours.history.close()
