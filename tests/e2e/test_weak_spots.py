@@ -30,7 +30,8 @@
 | 35 | the cap kept a first message that was none of the system, and parted pairs | here |
 | 36 | the process ended when all sign-ins were gone, in the middle of answers | `test_proxy` |
 
-17 is no behaviour; 19 and 37 to 39 are about files and containers, which are not there yet.
+17 is no behaviour; 19 and 37 to 39 are about files and containers, which are not there yet. Beside these
+stands what a kept history owes: no chats but ours are touched, and clients at once do not interleave.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from qwenproxy.clock import SystemClock
 from tests.proof.conversation import Answer, asked
 from tests.seen import Turn, answering, path, seen
 from tests.serve import Proxy, Standin, running_proxy, running_standin, until
+from tests.standin.visitor import Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
@@ -315,6 +317,18 @@ def test_35_the_cap_keeps_system_messages_and_pairs_and_the_file_keeps_all(servi
     every = [(m["role"], m["content"]) for m in (system, *talk)] + [("user", say("capped"))]
     assert saw[1:] == every[-len(saw) + 1 :]
     assert serving.said(chat_id) == [*every, ("assistant", "capped")]
+
+
+def test_deleting_a_chat_deletes_its_twin_in_the_end_and_no_other_chat(serving: Serving) -> None:
+    with Visitor(serving.standin, ONE) as visitor:
+        foreign = visitor.new_chat()
+    first, second = (serving.ask(say(text)).told["chatId"] for text in ("one", "two"))
+    twins = [serving.turn(text)["chat"] for text in ("one", "two")]
+    serving.standin.fault("gateway", on="delete", status=503)
+    assert serving.http.delete(f"/api/chats/{first}").json()["success"] is True
+    assert serving.http.delete(f"/api/chats/{first}").status_code == 404
+    until(lambda: set(serving.standin.chats()) == {foreign, twins[1]})
+    assert serving.ask(say("three"), second).told.get("rebuilt") is None
 
 
 def test_two_clients_at_once_never_interleave_a_history(serving: Serving) -> None:
