@@ -24,7 +24,8 @@ from qwenproxy.engine import Engine, engine
 from qwenproxy.enrolment import Enrolment
 from qwenproxy.gateway import Gateway
 from qwenproxy.server.app import PortTaken, bind, create_app, serve
-from qwenproxy.settings import Settings, load
+from qwenproxy.server.guard import is_loopback
+from qwenproxy.settings import Settings, SettingsError, load
 from qwenproxy.standin.memory import Options
 from qwenproxy.standin.site import Standin
 
@@ -66,6 +67,8 @@ async def demo(overrides: Mapping[str, Any], say: Say) -> None:
         async with standin.serve() as addresses:
             own = {"upstream": addresses.site, "auth_upstream": addresses.auth, "session_dir": Path(folder)}
             settings = load({**overrides, **own})
+            if not is_loopback(settings.host):
+                raise SettingsError("the demo has no API keys, so it listens on loopback addresses only")
             with _bind_near(settings, say) as listener:
                 await _run(settings, listener, say)
 

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from qwenproxy.browser.chromium import runs
+from qwenproxy.demo import demo
+from qwenproxy.settings import SettingsError
 from tests.serve import free_port, until
 
 ROOT = Path(__file__).parent.parent
@@ -106,3 +108,10 @@ def test_the_next_free_port_is_used_and_told_and_a_hang_up_leaves_nothing_behind
             assert f"Port {port} is taken" in told
             assert f"127.0.0.1:{port}/" not in told
             assert_it_leaves_nothing(process, signal.SIGHUP, tmp_path)
+
+
+@pytest.mark.anyio
+async def test_the_demo_is_for_this_computer_alone() -> None:
+    with pytest.raises(SettingsError, match="the demo has no API keys") as caught:
+        await demo({"host": "0.0.0.0", "port": 0}, str)
+    assert "\n" not in str(caught.value)
