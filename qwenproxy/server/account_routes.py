@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -38,16 +38,16 @@ class AccountRoutes:
         self._admission = admission
         self._bounds = bounds
 
-    def routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
-        """The status under each prefix; the token check stands at the root, as its seeds had it."""
+    def routes(self, prefix: str) -> list[KeyRoute]:
+        """The status, and the token check, which also stands at the root, as its seeds had it."""
         return [
             KeyRoute(path, endpoint, methods=[method], needs="accounts")
-            for paths, method, endpoint in (
-                ([f"{prefix}/status" for prefix in prefixes], "GET", self.status),
-                ([f"{prefix}/status" for prefix in prefixes], "POST", self.check),
-                ([f"{prefix}/token/check" for prefix in ("", *prefixes)], "POST", self.check_token),
+            for path, method, endpoint in (
+                (f"{prefix}/status", "GET", self.status),
+                (f"{prefix}/status", "POST", self.check),
+                (f"{prefix}/token/check", "POST", self.check_token),
+                ("/token/check", "POST", self.check_token),
             )
-            for path in paths
         ]
 
     async def status(self, request: Request) -> Response:

@@ -48,14 +48,14 @@ from qwenproxy.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
-OPENAI_PREFIXES: Final = ("/v1", "/api", "/api/v1", "/api/v2")
-"""Every route of OpenAI's lives under each: `/v1` is what its clients expect, the others are the seeds'."""
-SEED_PREFIXES: Final = ("/api", "/api/v1", "/api/v2")
-"""The seed's own routes live under each: it dropped a version from any path."""
+OPENAI_PREFIXES: Final = ("/v1", "/api")
+"""Every route of OpenAI's lives under each; `guard.py` takes a version out of any path below `/api`."""
+SEED_PREFIX: Final = "/api"
+"""Of the seed's own routes."""
 DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
     (OPENAI_PREFIXES, OpenAIChat()),
-    (SEED_PREFIXES, NativeChat()),
-    (SEED_PREFIXES, NativeRegenerate()),
+    ((SEED_PREFIX,), NativeChat()),
+    ((SEED_PREFIX,), NativeRegenerate()),
 )
 """The table of contents: what clients may speak, and under which prefixes."""
 
@@ -138,8 +138,8 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
     routes: list[BaseRoute] = [
         *status.routes(),
         *status.models_routes(OPENAI_PREFIXES),
-        *accounts.routes(SEED_PREFIXES),
-        *chats.routes(SEED_PREFIXES),
+        *accounts.routes(SEED_PREFIX),
+        *chats.routes(SEED_PREFIX),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(

@@ -6,7 +6,7 @@ Talking in them is `dialects/native.py`'s. Errors have its shape too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -67,11 +67,10 @@ class ChatRoutes:
         self._admission = admission
         self._bounds = bounds
 
-    def routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
+    def routes(self, prefix: str) -> list[KeyRoute]:
         """Those with a fixed name stand before the ones that take any id."""
         return [
             KeyRoute(prefix + path, partial(self._answer, work), methods=[method], needs="chat")
-            for prefix in prefixes
             for method, path, work in (
                 ("POST", "/chats", _create),
                 ("GET", "/chats", _list),

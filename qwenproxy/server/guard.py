@@ -40,7 +40,7 @@ BODY_TYPE: Final = "application/json"
 HARMLESS_SITES: Final = frozenset({"none", "same-origin"})
 BAD_PATH: Final = re.compile(r"[\x00-\x1f\x7f\\]|(?:^|/)\.{1,2}(?:/|$)")
 PREFLIGHT_HEADERS: Final = re.compile(r"[\w\-, ]{0,2000}", re.ASCII)
-NATIVE_PATH: Final = re.compile(r"/api(?:/v[12])*/chats?(?:/(?!completions/?$).*)?", re.DOTALL)
+NATIVE_PATH: Final = re.compile(r"/api/chats?(?:/(?!completions/?$).*)?", re.DOTALL)
 """Where errors have the seed's shape; everywhere else they have OpenAI's."""
 VERSIONS: Final = frozenset({"v1", "v2"})
 HTTP_PORT: Final = 80
