@@ -74,7 +74,9 @@ def test_a_stop_sequence_ends_the_answer_and_is_not_given_out() -> None:
 
 
 def test_a_stop_sequence_at_the_very_beginning() -> None:
-    assert cut(stream("STOP"), ["STOP"])[1:] == [Finished("stop", Usage(output_tokens=1, estimated=True), cut=True)]
+    assert cut(stream("STOP"), ["STOP"])[1:] == [
+        Finished("stop", Usage(output_tokens=1, estimated=True), cut=True)
+    ]
 
 
 def test_only_what_may_become_a_stop_sequence_is_held_back() -> None:
