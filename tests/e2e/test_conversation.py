@@ -23,6 +23,7 @@ def test_the_model_sees_what_the_client_knows_whatever_becomes_of_the_accounts(
         talk = prove(proxy, standin, tmp_path, turns=12, seed=5)
     assert talk.wrong == []
     assert talk.counts["told natively"] >= 2
+    assert talk.counts["went on from a partial answer"] == 1
     assert {name for name in talk.counts if name.startswith("told anew")} >= {
         "told anew: account_waiting",
         "told anew: twin_gone",

@@ -216,11 +216,14 @@ UNDERNEATH: tuple[Callable[[World, str], None], ...] = (
     World.nothing,
     World.deleted,
     World.severed,
-    World.expired,
-    World.human_check,
-    World.parent_gone,
+    World.nothing,
     World.gateway,
+    World.parent_gone,
+    World.nothing,
+    World.expired,
     World.empty,
+    World.severed,
+    World.human_check,
     World.nothing,
 )
 
@@ -234,6 +237,8 @@ class Talk:
         self.dice = dice
         self.account = next(iter(world.people))
         self.number = 0
+        self.cut = False
+        """The next answer is cut short: it shall be streamed, so that the client knows how far it came."""
         self.wrong: list[str] = []
         self.counts: Counter[str] = Counter()
         """What happened: by the names of what the client did, what struck it, and why it was told anew."""
@@ -255,6 +260,7 @@ class Talk:
                 self.counts[strike.__name__] += 1
                 if self.account in {account.id for account in self.world.registry.accounts()}:
                     strike(self.world, self.account)
+                self.cut = strike is World.severed
             act = acts[number % len(acts)] if number > 1 else self.asks
             self.counts[act.__name__] += 1
             act()
@@ -328,7 +334,7 @@ class Talk:
         """Asks until a whole answer comes, and judges what the model had seen then."""
         question = conversation[-1]
         for _ in range(TRIES):
-            body = {**body, "stream": self.dice.random() < 0.5}
+            body = {**body, "stream": self.cut or self.dice.random() < 0.5}
             before = len(self.world.standin.turns())
             answer = self.client.ask(body, path)
             if answer.told.get("chatId"):
@@ -339,9 +345,10 @@ class Talk:
             if answer.whole:
                 break
             self.counts[f"refused {answer.code}"] += 1
-            if answer.text and not path and self.dice.random() < 0.5:
+            if answer.text and not path and not self.counts["went on from a partial answer"] % 2:
                 self.goes_on([*conversation, Message("assistant", answer.text, answer.told["parentId"])])
                 return
+            self.cut = False
             self.world.heal()
             time.sleep(0.3)
         else:
@@ -362,6 +369,7 @@ class Talk:
     def goes_on(self, known: list[Message]) -> None:
         """With what came of an answer that was cut short, as it came."""
         self.counts["went on from a partial answer"] += 1
+        self.cut = False
         self.client.known = known
         self.agree(f"turn {self.number}, cut short")
         self.asks()
