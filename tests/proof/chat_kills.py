@@ -317,6 +317,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    # Whoever ends the proof does not leave its proxy behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with TemporaryDirectory() as name, running_standin(Path(name)) as standin:
         proof = prove(Path(name), standin, arguments.kills, arguments.seed)
     print(proof.told())
