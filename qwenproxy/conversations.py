@@ -165,9 +165,10 @@ class Conversations:
         """After an earlier answer; of the request's messages the last question counts."""
         _refuse_choices(request)
         twin = UpstreamChat(before.home.chat_id, before.home.account_id)
-        home = before.home if twin.id and self._twins.holds(twin) else Home(before.home.account_id)
         messages = (*before.messages, _last_question(request))
-        asked = replace(request, messages=messages, home=home)
+        lives = twin.id and self._twins.holds(twin) and len(messages) <= self._most
+        home = before.home if lives else Home(before.home.account_id)
+        asked = replace(request, messages=window(messages, self._most), home=home)
         said = _Said()
         kept = False
         # A chat upstream takes one question at a time, also from two branches of one conversation.
@@ -177,11 +178,12 @@ class Conversations:
                     async for delta in deltas:
                         said.take(delta)
                         if isinstance(delta, Finished):
-                            kept = not delta.cut
+                            kept = request.remember and not delta.cut
                             if kept:
                                 self._twins.hold(said.upstream)
-                            after = said.home if kept else Home()
-                            await self._remember(said, (*messages, said.message), after, caller)
+                            if request.remember:
+                                after = said.home if kept else Home()
+                                await self._remember(said, (*messages, said.message), after, caller)
                         yield delta
             finally:
                 if said.started is not None and not kept and said.upstream != twin:

@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 from qwenproxy.chat import Attachment, AttachmentKind, Message, Role, UpstreamChat
 from qwenproxy.errors import BadRequest, UnknownChat
 
 Json: TypeAlias = dict[str, Any]
+Told = TypeVar("Told", "Entry", Message)
 Content: TypeAlias = str | list[Json]
 """Text, or parts as the seed has them: `{"type": "text", "text"}`, `{"type": "image", "image": url}` or
 `{"type": "file", "file": url}`."""
@@ -286,7 +287,7 @@ class Transcript:
         return told | {name: value for name, value in ours.items() if value}
 
 
-def window(path: Sequence[Entry], most: int) -> tuple[Entry, ...]:
+def window(path: Sequence[Told], most: int) -> tuple[Told, ...]:
     """At most `most` of the messages for the model: the system's, then the newest, from a question on."""
     if len(path) <= most:
         return tuple(path)

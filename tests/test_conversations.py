@@ -459,6 +459,17 @@ async def test_an_answer_that_was_cut_is_continued_as_the_client_saw_it(tmp_path
     assert upstream.deleted == ["chat-1", "chat-2"]
 
 
+async def test_of_a_long_continued_conversation_the_newest_goes_to_the_model(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream, most=4) as proxy:
+        await proxy.complete("One")
+        await proxy.complete("Two", after="r1")
+        await proxy.complete("Three", after="r2")
+    told = upstream.said[2][2]
+    assert all(text in told for text in ("Two", "Hello you 2", "Three"))
+    assert "One" not in told
+
+
 async def test_a_continued_answer_moves_when_its_account_is_away(tmp_path: Path) -> None:
     upstream = Upstream()
     async with kept(tmp_path, upstream) as proxy:
@@ -476,6 +487,9 @@ async def test_what_is_not_to_be_stored_cannot_be_continued(tmp_path: Path) -> N
         with pytest.raises(UnknownChat):
             await proxy.complete("Two", after="r1")
         await proxy.complete("One", caller=OTHER)
+        await proxy.complete("Two", after="r2", caller=OTHER, remember=False)
+        with pytest.raises(UnknownChat):
+            await proxy.complete("Three", after="r3", caller=OTHER)
         with pytest.raises(UnknownChat):
             await proxy.complete("Two", after="r2", caller=replace(OTHER, mark="key_third"))
         with pytest.raises(BadRequest):
