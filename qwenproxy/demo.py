@@ -69,8 +69,8 @@ async def demo(overrides: Mapping[str, Any], say: Say) -> None:
             settings = load({**overrides, **own})
             if not is_loopback(settings.host):
                 raise SettingsError(
-                    f"QWENPROXY_HOST={settings.host!r} cannot be used: the demo has no API keys, so it listens "
-                    "on loopback addresses only"
+                    f"QWENPROXY_HOST={settings.host!r} cannot be used: the demo has no API keys, so it "
+                    "listens on loopback addresses only"
                 )
             with _bind_near(settings, say) as listener:
                 await _run(settings, listener, say)
