@@ -21,7 +21,7 @@ from qwenproxy.chat import Attachment, AttachmentKind, Message, Role, UpstreamCh
 from qwenproxy.errors import BadRequest, UnknownChat
 
 Json: TypeAlias = dict[str, Any]
-Told = TypeVar("Told", "Entry", Message)
+Told = TypeVar("Told", bound="Entry | Message")
 Content: TypeAlias = str | list[Json]
 """Text, or parts as the seed has them: `{"type": "text", "text"}`, `{"type": "image", "image": url}` or
 `{"type": "file", "file": url}`."""
@@ -291,12 +291,12 @@ def window(path: Sequence[Told], most: int) -> tuple[Told, ...]:
     """At most `most` of the messages for the model: the system's, then the newest, from a question on."""
     if len(path) <= most:
         return tuple(path)
-    system = [entry for entry in path if ROLES.get(entry.role) == "system"][: most - 1]
-    rest = [entry for entry in path if ROLES.get(entry.role) != "system"]
-    newest = rest[-(most - len(system)) :]
+    told = [each for each in path if ROLES.get(each.role) == "system"][: most - 1]
+    rest = [each for each in path if ROLES.get(each.role) != "system"]
+    newest = rest[-(most - len(told)) :]
     while len(newest) > 1 and newest[0].role == "assistant":
         newest = newest[1:]
-    return (*system, *newest)
+    return (*told, *newest)
 
 
 def transcript_of(value: Any, chat_id: str) -> Transcript:
