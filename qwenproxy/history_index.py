@@ -80,7 +80,8 @@ _TABLES: Final = (
         number INTEGER PRIMARY KEY, chat INTEGER NOT NULL, entry BLOB NOT NULL, role BLOB NOT NULL,
         timestamp INTEGER NOT NULL, digest INTEGER NOT NULL)""",
     "CREATE INDEX messages_of ON messages(chat)",
-    "CREATE VIRTUAL TABLE words USING fts5(text, owner, tokenize='unicode61 remove_diacritics 2')",
+    "CREATE VIRTUAL TABLE words USING fts5("
+    "text, owner, tokenize='unicode61 remove_diacritics 2', columnsize=0)",
     f"PRAGMA user_version = {VERSION}",
 )
 
@@ -91,8 +92,11 @@ _CHARACTERS: Final = (
 """Scripts that part no words, or glue endings to them: each of their characters counts as a word."""
 _PART: Final = "\x1f"
 _HIT: Final = "\x02"
-_SPACELESS: Final = re.compile(f"[{_CHARACTERS}]")
-_BETWEEN: Final = re.compile(rf"(?<=[{_CHARACTERS}])(?=\w)|(?<=\w)(?=[{_CHARACTERS}])")
+_OTHER: Final = r"[^\w\x00-\x7f]"
+"""SQLite takes signs that are younger than its tables, many emoji among them, for letters."""
+_BETWEEN: Final = re.compile(
+    rf"(?<=[{_CHARACTERS}])(?=\w)|(?<=\w)(?=[{_CHARACTERS}]|{_OTHER})|(?<={_OTHER})(?=\w)"
+)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _PLACES: Final = 1 << 24
 """Numbers for the messages of one second."""
@@ -514,7 +518,7 @@ def _told(kept: bytes | None) -> str:
 
 
 def _parted(text: str) -> str:
-    """As the index has it: with a mark wherever words meet without a space."""
+    """As the index has it: with a mark wherever a word begins or ends that SQLite would not part."""
     text = _CONTROL.sub(" ", text)
     if text.isascii():
         return text
@@ -523,7 +527,7 @@ def _parted(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return _BETWEEN.sub(_PART, text) if _SPACELESS.search(text) else text
+    return _BETWEEN.sub(_PART, text)
 
 
 def _owner_word(owner: str) -> str:
@@ -538,7 +542,7 @@ def _match(query: str, owners: frozenset[str] | None) -> str:
     stands at the end and has two letters, may be the beginning of one.
     """
     parted = _parted(query[:QUERY_AT_MOST])
-    kept = "".join(c if c == _PART or _in_words(c) else " " for c in parted)
+    kept = "".join(c if c == _PART or unicodedata.category(c)[0] in "LNM" else " " for c in parted)
     found = [word.strip(_PART) for word in kept.split(" ")]
     words = [word for word in found if any(c.isalnum() for c in word)]
     if not words or owners == frozenset():
@@ -550,12 +554,6 @@ def _match(query: str, owners: frozenset[str] | None) -> str:
     if owners is None:
         return f"text : ({said})"
     return f"text : ({said}) AND owner : ({' OR '.join(map(_owner_word, sorted(owners)))})"
-
-
-def _in_words(character: str) -> bool:
-    """As SQLite's `unicode61` has it, and the marks that it passes over."""
-    category = unicodedata.category(character)
-    return category[0] in "LNM" or category == "Co"
 
 
 def _snippet(text: str) -> str:

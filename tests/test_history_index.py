@@ -46,7 +46,7 @@ def search(index: HistoryIndex, query: str, **more: int) -> list[str]:
 SAID = (
     "Привет, как ДЕЛА сегодня?",
     "我想学习编程语言Python和数学",
-    "Ein schönes Café in Köln",
+    "Ein schönes Café in Köln🤖«там»",
     'don\'t "quote" C++ foo_bar snake.case',
     "サーバーを再起動する",
     "한국어를 배워요",
@@ -57,7 +57,7 @@ SAID = (
 QUERIES: dict[int, tuple[str, ...]] = {
     0: ("привет", "дела привет", "Дел"),
     1: ("编程", "编", "python", "Python和", "数学 编程", "学习编"),
-    2: ("schones cafe", "KÖLN"),
+    2: ("schones cafe", "KÖLN", "там"),
     3: ("don't", "quote", '"quote', "C++", "foo_bar", "case snake"),
     4: ("再起動",),
     5: ("한국",),
@@ -91,8 +91,9 @@ def test_a_search_finds_nothing_and_breaks_nothing(sayings: HistoryIndex, query:
     assert search(sayings, query) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(st.characters(exclude_categories=["Cn"])))
+@pytest.mark.timeout(60)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=())))
 def test_any_text_may_be_kept_and_asked_for(index: HistoryIndex, text: str) -> None:
     index.put(told("a", (1, text)), (1, 1))
     assert search(index, f"{text} ") in ([], ["a0"])
