@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,9 @@ import httpx
 import pytest
 
 from qwenproxy.accounts.account import Account
+from qwenproxy.accounts.registry import Registry
 from qwenproxy.api_keys import KeyRing, key_files
+from qwenproxy.browser.chromium import Chromium
 from qwenproxy.clock import SystemClock
 from qwenproxy.doctor import Doctor, Finding, api_keys, port, reachable, session_folder
 from qwenproxy.instance import Holder
@@ -155,6 +158,61 @@ def test_an_account_is_told_with_age_and_rest(
     assert ONE not in found.line()
 
 
+# ---- the message, by one Chromium ----
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for the module's one Chromium."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
+    async with Chromium(Settings(browser=chromium_path)) as started:
+        yield started
+
+
+async def message(folder: Path, standin: Standin, chromium: Chromium) -> list[Finding]:
+    """What one real message finds."""
+    write_session(folder / "session", standin, (ONE,))
+    settings = Settings(
+        upstream=standin.site, auth_upstream=standin.auth, session_dir=folder / "session", port=free_port()
+    )
+    found: list[Finding] = []
+    accounts = Registry(settings.session_dir, SystemClock()).accounts()
+    await Doctor(settings, SystemClock(), found.append)._live(list(accounts), chromium)
+    return found
+
+
+@pytest.mark.anyio
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+async def test_what_differs_from_the_protocol_reference_is_told(
+    tmp_path: Path, standin: Standin, chromium: Chromium
+) -> None:
+    standin.fault("novelties")
+    live, *drift = await message(tmp_path, standin, chromium)
+    assert live.result == "ok"
+    told = {row.text for row in drift}
+    assert 'unknown phase "telepathy"' in told
+    assert 'unknown field "response.weather" in a frame' in told
+    assert all((row.check, row.result) == ("drift", "warn") and "issue" in row.hint for row in drift)
+
+
+@pytest.mark.anyio
+@pytest.mark.browser
+@pytest.mark.timeout(90)
+async def test_a_refusal_nobody_knows_fails_with_its_code(
+    tmp_path: Path, standin: Standin, chromium: Chromium
+) -> None:
+    standin.fault("unknown_error_stream")
+    live, *drift = await message(tmp_path, standin, chromium)
+    assert (live.check, live.result) == ("live", "fail")
+    assert [row.text for row in drift] == ['unknown code "something_new" of a refusal']
+    assert standin.chats() == []
+
+
 # ---- the whole, as a process ----
 
 
@@ -238,31 +296,6 @@ def test_one_real_message_is_sent_and_leaves_nothing(tmp_path: Path, standin: St
         {"result": "ok", "text": "nothing differs from the protocol reference", "hint": ""}
     ]
     assert len(standin.received("/api/v2/chat/completions")) == 1
-    assert standin.chats() == []
-
-
-@pytest.mark.browser
-@pytest.mark.timeout(90)
-def test_what_differs_from_the_protocol_reference_is_told(tmp_path: Path, standin: Standin) -> None:
-    write_session(tmp_path / "session", standin, (ONE,))
-    standin.fault("novelties")
-    code, found, _ = doctor(proxy_variables(tmp_path, standin, port=free_port()), "--live")
-    assert code == 0
-    told = {row["text"] for row in found["drift"]}
-    assert 'unknown phase "telepathy"' in told
-    assert 'unknown field "response.weather" in a frame' in told
-    assert all(row["result"] == "warn" and "issue" in row["hint"] for row in found["drift"])
-
-
-@pytest.mark.browser
-@pytest.mark.timeout(90)
-def test_a_refusal_nobody_knows_fails_with_its_code(tmp_path: Path, standin: Standin) -> None:
-    write_session(tmp_path / "session", standin, (ONE,))
-    standin.fault("unknown_error_stream")
-    code, found, _ = doctor(proxy_variables(tmp_path, standin, port=free_port()), "--live")
-    assert code == 1
-    assert found["live"][0]["result"] == "fail"
-    assert [row["text"] for row in found["drift"]] == ['unknown code "something_new" of a refusal']
     assert standin.chats() == []
 
 
