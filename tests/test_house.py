@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat caller clock settings accounts.account",
-    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript "
+    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "accounts.healing questions dashboard api_keys database history_index",
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
@@ -35,8 +35,8 @@ LAYERS = (
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.body "
     "server.connection dialects.native history",
     "accounts.pool exports server.guard",
-    "server.access library conversations",
-    "gateway browser.bridge server.relay checkup live",
+    "server.access library kept_chats",
+    "conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page",
     "browser.account_context",
     "browser.contexts server.status_routes server.account_routes server.chat_routes",
@@ -67,6 +67,7 @@ PURE = {
     "dashboard",
     "errors",
     "limits",
+    "said",
     "transcript",
     "qwen.sse",
     "qwen.phases",
