@@ -7,6 +7,7 @@ most, is told to a fresh chat, and the answer says why:
 | why | |
 |---|---|
 | `account_waiting`, `account_invalid`, `account_paused`, `account_deleted` | of the account with the mirror |
+| `account_busy` | it had no slot free for long, others had |
 | `twin_gone` | the mirror was deleted in the web account |
 | `retried` | the mirror failed for this message |
 | `edited`, `partial`, `other_branch` | the file says something else than the mirror |

@@ -38,6 +38,9 @@ CARE_PACE_S = 4.0
 """After a sign that the service watches an account: for an hour one answer at a time, starts this far apart
 (protocol §13: careful clients run one and keep 3 to 4 s)."""
 
+PREFERRED_S = 30.0
+"""How long the account that knows a conversation is waited for while others are free."""
+
 SOONEST_ALARM_S = 0.001
 
 
@@ -110,6 +113,7 @@ class Pool:
         slots: int,
         pace_s: float,
         queue_timeout_s: float,
+        preferred_s: float = PREFERRED_S,
     ) -> None:
         self._seats = {account.id: _Seat(account) for account in accounts}
         self._guests: dict[str, _Seat] = {}
@@ -119,6 +123,7 @@ class Pool:
         self._slots = slots
         self._pace_s = pace_s
         self._queue_timeout_s = queue_timeout_s
+        self._preferred_s = preferred_s
         self._turns = count(1)
         self._queue: list[_Waiter] = []
         self._alarm: asyncio.TimerHandle | None = None
@@ -155,7 +160,9 @@ class Pool:
             return "account_invalid"
         if seat.account.paused:
             return "account_paused"
-        return "" if seat.account.ready(self._clock.now(), model) else "account_waiting"
+        if not seat.account.ready(self._clock.now(), model):
+            return "account_waiting"
+        return "account_busy" if seat.busy >= self._slots_of(seat) else ""
 
     def knows(self, account_id: str) -> bool:
         """Whether it is an account, or a guest, that still is there."""
@@ -196,7 +203,7 @@ class Pool:
         """A slot of the next account in turn, waited for in order of arrival; gives the account's id.
 
         `request` is shown its place in the queue, and its age is its right of way; `only` are the guests
-        that may answer it; `prefer` is the account that answers as long as it may, even if others are free.
+        that may answer it; `prefer` is the account that is waited for, for a while, even if others are free.
 
         Raises:
             AllTried: accounts could answer, but each of them is in `tried`.
@@ -223,6 +230,12 @@ class Pool:
         self._serve_queue()
         try:
             with anyio.move_on_after(self._queue_timeout_s):
+                if waiter.prefer:
+                    with anyio.move_on_after(self._preferred_s):
+                        await waiter.over.wait()
+                if not waiter.over.is_set():
+                    waiter.prefer = ""
+                    self._serve_queue()
                 await waiter.over.wait()
             if waiter.refusal is not None:
                 raise waiter.refusal

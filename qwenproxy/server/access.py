@@ -14,6 +14,7 @@ reverse proxy everybody has the same.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.caller import Scope as KeyScope
 from qwenproxy.errors import InvalidKey, KeyLimit, NotAllowed, QwenProxyError
 from qwenproxy.server.guard import refusal
+
+log = logging.getLogger(__name__)
 
 CALLER: Final = "qwenproxy.caller"
 """Key in the ASGI scope."""
@@ -141,6 +144,8 @@ class Gate:
         now_s = self._clock()
         recent = sum(at_s > now_s - MINUTE_S for at_s in self._failed_s)
         self._failed_s.append(now_s)
+        if not recent:  # once a minute at most
+            log.warning("a request with an unknown API key was refused")
         if self._slowed >= SLOWED_AT_ONCE:
             raise KeyLimit("too many wrong API keys at once", retry_after_s=max(self._slowest_s, 1.0))
         self._slowed += 1

@@ -55,7 +55,13 @@ class Bench:
     """A pool, its registry and its clock."""
 
     def __init__(
-        self, folder: Path, *ids: str, slots: int = 1, pace_s: float = 0, queue_timeout_s: float = 5
+        self,
+        folder: Path,
+        *ids: str,
+        slots: int = 1,
+        pace_s: float = 0,
+        queue_timeout_s: float = 5,
+        **more: float,
     ) -> None:
         folder.mkdir(exist_ok=True)
         rows = [{"id": i, "token": "t", "signedInAt": SIGNED_IN.isoformat()} for i in ids]
@@ -70,6 +76,7 @@ class Bench:
             slots=slots,
             pace_s=pace_s,
             queue_timeout_s=queue_timeout_s,
+            **more,
         )
         self.activity = Activity(self.clock)
 
@@ -989,3 +996,48 @@ async def test_whatever_happens_slots_are_counted_and_nobody_is_forgotten(tmp_pa
             client.scope.cancel()
     view = bench.pool.view()
     assert (sum(seat.busy for seat in view.seats), view.queue, bench.pool._leaving) == (0, 0, {})
+
+
+# ---- the account that knows a conversation ----
+
+
+async def test_a_preferred_account_is_waited_for_while_others_are_free(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a", "b")
+    async with bench.pool.lease(prefer="b") as first, anyio.create_task_group() as tasks:
+        assert first == "b"
+        got: list[str] = []
+
+        async def ask() -> None:
+            async with bench.pool.lease(prefer="b") as account_id:
+                got.append(account_id)
+
+        tasks.start_soon(ask)
+        await anyio.sleep(0.02)
+        assert got == []
+        assert await bench.used() == "a"
+        bench.change("b", lambda account: replace(account, paused=True))
+        await anyio.sleep(0.02)
+        assert got == ["a"]
+
+
+async def test_a_preferred_account_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a", "b", preferred_s=0.05)
+    async with bench.pool.lease(prefer="b"):
+        assert bench.pool.why_away("b") == "account_busy"
+        async with bench.pool.lease(prefer="b") as account_id:
+            assert account_id == "a"
+        async with bench.pool.lease(frozenset({"b"}), prefer="b") as account_id:
+            assert account_id == "a"
+    assert bench.pool.why_away("b") == ""
+
+
+async def test_why_an_account_is_away(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a")
+    assert bench.pool.why_away("nobody") == "account_deleted"
+    for change, why in (
+        ({"wait_until": bench.clock.now() + timedelta(hours=1), "why": "limit"}, "account_waiting"),
+        ({"paused": True}, "account_paused"),
+        ({"invalid": True}, "account_invalid"),
+    ):
+        bench.change("a", lambda account, change=change: replace(account, **change))  # type: ignore[misc]
+        assert bench.pool.why_away("a") == why

@@ -229,7 +229,9 @@ async def test_a_request_goes_on_as_its_caller(tmp_path: Path) -> None:
 # ---- wrong keys, and many ----
 
 
-async def test_wrong_keys_are_slowed_the_more_the_later() -> None:
+async def test_wrong_keys_are_slowed_the_more_the_later_and_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gate = Gate(slowest_s=0.15)
     took: list[float] = []
     for _ in range(4):
@@ -241,6 +243,9 @@ async def test_wrong_keys_are_slowed_the_more_the_later() -> None:
     with anyio.move_on_after(0) as at_once, pytest.raises(InvalidKey):
         await gate.key_of([])
     assert not at_once.cancelled_caught, "who brings no key guesses none"
+    assert [record.getMessage() for record in caplog.records] == [
+        "a request with an unknown API key was refused"
+    ]
 
 
 async def test_few_wrong_keys_wait_at_once_and_right_ones_never(tmp_path: Path) -> None:
