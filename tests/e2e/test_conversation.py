@@ -20,7 +20,7 @@ def test_the_model_sees_what_the_client_knows_whatever_becomes_of_the_accounts(
     tmp_path: Path, standin: Standin
 ) -> None:
     with running_proxy(tmp_path, standin, PEOPLE, stay_up=1) as proxy:
-        talk = prove(proxy, standin, tmp_path, turns=12, seed=5)
+        talk = prove(proxy, standin, tmp_path, turns=12, seed=5, by_command=False)
     assert talk.wrong == []
     assert talk.counts["told natively"] >= 2
     assert talk.counts["went on from a partial answer"] == 1

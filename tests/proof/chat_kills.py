@@ -2,8 +2,8 @@
 
 Some clients talk, each in a chat of its own; at a random moment the proxy's process group gets SIGKILL. Then
 every file of a chat is whole; after a restart on the same folder every answer that a client has had whole
-stands in its chat exactly once, in order, and so does every change it was told was made. A question that got
-no answer stands there at most once, and asking it again does not change that.
+stands in its chat exactly once, in order, so does every change it was told was made, and the list agrees. A
+question that got no answer stands there at most once, and asking it again does not change that.
 
 .venv/bin/python -m tests.proof.chat_kills [--kills 200] [--seed 1]
 """
@@ -287,10 +287,14 @@ def answered(talks: Sequence[Talk], enough: int) -> bool:
 
 def look(proxy: Proxy, talks: Sequence[Talk], proof: Proof) -> None:
     with httpx.Client(base_url=proxy.base, timeout=60) as http:
+        listed = {row["id"]: row["messageCount"] for row in http.get("/api/chats").json()["chats"]}
         for talk in talks:
             if not talk.chat_id:
                 continue
             rows = rows_of(http, talk.chat_id)
+            current = sum(row["current"] for row in rows)
+            if listed.get(talk.chat_id) != current:
+                proof.wrong.append(f"{talk.chat_id} has {current} messages; the list tells {listed}")
             if wrong := talk.judged(rows):
                 proof.wrong += wrong
                 continue

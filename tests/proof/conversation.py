@@ -134,9 +134,11 @@ def _streamed(response: httpx.Response) -> Answer:
 class World:
     """The accounts and the web service, which change under the conversation; and the owner, who heals."""
 
-    def __init__(self, standin: Standin, folder: Path) -> None:
+    def __init__(self, standin: Standin, folder: Path, *, by_command: bool) -> None:
+        """`by_command`: accounts are deleted by the command, as people do it; it takes seconds to start."""
         self.standin = standin
         self.folder = folder
+        self.by_command = by_command
         self.registry = Registry(folder / "session", SystemClock())
         self.people = {
             account.id: person for account, person in zip(self.registry.accounts(), PEOPLE, strict=True)
@@ -150,7 +152,9 @@ class World:
         self.standin.expire(self.people[account_id])
 
     def deleted(self, account_id: str) -> None:
-        """As a person does it, while the proxy serves."""
+        if not self.by_command:
+            self.registry.remove(account_id)
+            return
         env = clean_environment(proxy_variables(self.folder, self.standin))
         command = [sys.executable, "-m", "qwenproxy", "accounts", "remove", account_id, "--yes"]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
@@ -177,7 +181,7 @@ class World:
         self.standin.fault("empty", account=self.people[account_id])
 
     def severed(self, account_id: str) -> None:
-        self.standin.fault("severed", account=self.people[account_id], after=4)
+        self.standin.fault("severed", after=4)
 
     def nothing(self, account_id: str) -> None:
         pass
@@ -258,14 +262,19 @@ class Talk:
             if number:
                 strike = UNDERNEATH[(number - 1) % len(UNDERNEATH)]
                 self.counts[strike.__name__] += 1
-                if self.account in {account.id for account in self.world.registry.accounts()}:
-                    strike(self.world, self.account)
+                strike(self.world, self.account)
+                if strike is World.deleted:
+                    until(self.deletion_is_known)
                 self.cut = strike is World.severed
             act = acts[number % len(acts)] if number > 1 else self.asks
             self.counts[act.__name__] += 1
             act()
             self.world.heal()
         self.agree("at the end")
+
+    def deletion_is_known(self) -> bool:
+        told = self.client.http.get("/api/status").json()["accounts"]
+        return self.account not in {row["id"] for row in told}
 
     # ---- what the client does ----
 
@@ -417,9 +426,11 @@ def difference(found: Sequence[Message], wanted: Sequence[Message]) -> str:
     return f"{len(found)} messages for {len(wanted)}, the last {found[-1].said if found else None}"
 
 
-def prove(proxy: Proxy, standin: Standin, folder: Path, turns: int, seed: int) -> Talk:
+def prove(
+    proxy: Proxy, standin: Standin, folder: Path, turns: int, seed: int, *, by_command: bool = True
+) -> Talk:
     with httpx.Client(base_url=proxy.base, timeout=90) as http:
-        talk = Talk(Client(http), World(standin, folder), random.Random(seed))
+        talk = Talk(Client(http), World(standin, folder, by_command=by_command), random.Random(seed))
         until(lambda: len(http.get("/api/status").json()["accounts"]) == len(PEOPLE))
         talk.run(turns)
     return talk
