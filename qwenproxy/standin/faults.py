@@ -217,6 +217,11 @@ def _ending(*then: Step, after: int = 3) -> Spoiler:
     return spoiler
 
 
+def _severed(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
+    """`wait_s=…`: after such a silence, so that what was said before is sure to have arrived."""
+    return _broken(steps, switch, [Pause(switch.number("wait_s", 0.0)), Cut()], 3)
+
+
 def _rate_limited_line(steps: Iterator[Step], frames: Frames, switch: Switch) -> Iterator[Step]:
     value = {"code": "RateLimited", "detail": DAILY_LIMIT, "num": switch.whole("num", 7)}
     return _broken(steps, switch, [line(value)], -1)
@@ -455,7 +460,7 @@ SPOILERS: dict[str, Spoiler] = {
     "unknown_error_stream": _error("something_new", "An error nobody has seen yet."),
     "empty": _ending(after=-1),
     "only_created": _ending(after=0),
-    "severed": _ending(Cut()),
+    "severed": _severed,
     "eof": _ending(),
     "no_terminal": _no_terminal,
     "keep_open": _keep_open,

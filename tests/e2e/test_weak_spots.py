@@ -127,7 +127,7 @@ def test_2_3_an_error_has_its_status_and_is_no_answer(serving: Serving, stream: 
 
 
 def test_2_an_answer_that_breaks_off_never_ends_like_a_whole_one(serving: Serving) -> None:
-    body = {"message": say("one two three four five six", "severed after=3"), "stream": True}
+    body = {"message": say("one two three four five six", "severed after=3 wait_s=0.5"), "stream": True}
     with serving.http.stream("POST", "/api/chat", json=body) as response:
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     assert "[DONE]" not in lines

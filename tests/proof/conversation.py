@@ -181,7 +181,7 @@ class World:
         self.standin.fault("empty", account=self.people[account_id])
 
     def severed(self, account_id: str) -> None:
-        self.standin.fault("severed", after=4)
+        self.standin.fault("severed", after=4, wait_s=0.5)
 
     def nothing(self, account_id: str) -> None:
         pass
