@@ -223,8 +223,13 @@ def start(folder: Path, standin: Standin) -> Proxy:
         start_new_session=True,
     )
     proxy = Proxy(port, started)
-    until(lambda: started.poll() is not None or _ready(proxy), 60)
-    assert started.poll() is None, "the proxy did not start again"
+    try:
+        until(lambda: started.poll() is not None or _ready(proxy), 60)
+        assert started.poll() is None, "the proxy did not start again"
+    except BaseException:
+        if started.poll() is None:
+            kill(proxy)
+        raise
     return proxy
 
 
