@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from qwenproxy.chat import UpstreamChat
-from qwenproxy.errors import ChatGone, QwenProxyError, ShuttingDown
+from qwenproxy.errors import AccountGone, ChatGone, QwenProxyError, ShuttingDown
 from qwenproxy.ledger import Event, Ledger
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Janitor:
             else:
                 await self._chats.delete(chat.account_id, chat.id)
                 self._write(chat, "gone")
-        except ChatGone:
+        except (ChatGone, AccountGone):
             self._write(chat, "gone")
         except QwenProxyError as exc:
             log.debug("chat of account %s not tidied yet: %s", chat.account_id, exc)

@@ -118,11 +118,11 @@ class Transcript:
 
     # ---- reading ----
 
-    def entry(self, entry_id: str) -> Entry:
-        """Raises: UnknownChat."""
+    def entry(self, entry_id: str, param: str | None = None) -> Entry:
+        """Raises: UnknownChat, with the field that named it."""
         found = self.entries.get(entry_id)
         if found is None:
-            raise UnknownChat("there is no such message in this chat")
+            raise UnknownChat("there is no such message in this chat", param=param)
         return found
 
     def branch(self, leaf: str | None = None) -> tuple[Entry, ...]:
@@ -163,7 +163,7 @@ class Transcript:
             UnknownChat: there is no such parent.
             BadRequest: the parent is itself a question.
         """
-        parent = self._parent(content) if not parent_id else self.entry(parent_id).id
+        parent = self._parent(content) if not parent_id else self.entry(parent_id, "parentId").id
         if parent_id and self.entries[parent_id].role == "user":
             raise BadRequest("parentId must be the id of an answer, not of a question", param="parentId")
         same = (
@@ -185,7 +185,7 @@ class Transcript:
             UnknownChat: there is no such message.
             BadRequest: there is no question to answer.
         """
-        entry = self.entry(entry_id or self.leaf) if self.entries else None
+        entry = self.entry(entry_id or self.leaf, "messageId") if self.entries else None
         question = self.entries.get(entry.parent_id) if entry and entry.role == "assistant" else entry
         if question is None or question.role != "user":
             raise BadRequest("there is no question to answer again", param="messageId")
@@ -234,7 +234,7 @@ class Transcript:
 
     def forked(self, entry_id: str, *, new_id: str, created: int) -> Transcript:
         """A new chat that holds what led to a message, and that message. The ids of the messages stay."""
-        path = self.branch(self.entry(entry_id).id)
+        path = self.branch(self.entry(entry_id, "messageId").id)
         kept = {entry.id: replace(entry, upstream_chat="", upstream_response="") for entry in path}
         return Transcript(
             new_id,

@@ -9,7 +9,7 @@ import pytest
 
 from qwenproxy import janitor as janitor_module
 from qwenproxy.chat import UpstreamChat
-from qwenproxy.errors import ChatBusy, ChatGone, QwenProxyError, Unreachable
+from qwenproxy.errors import AccountGone, ChatBusy, ChatGone, QwenProxyError, Unreachable
 from qwenproxy.janitor import TITLE, Janitor
 from qwenproxy.ledger import Ledger
 
@@ -51,8 +51,9 @@ async def test_a_chat_is_deleted_as_soon_as_it_can_be(tmp_path: Path, ends: list
     assert ledger.left_over() == ()
 
 
-async def test_a_chat_that_is_gone_already_is_forgotten(tmp_path: Path) -> None:
-    chats, ledger = ScriptedChats(ChatGone("gone")), Ledger(tmp_path / "chats.jsonl")
+@pytest.mark.parametrize("end", [ChatGone("gone"), AccountGone("deleted")])
+async def test_a_chat_that_is_gone_already_is_forgotten(tmp_path: Path, end: QwenProxyError) -> None:
+    chats, ledger = ScriptedChats(end), Ledger(tmp_path / "chats.jsonl")
     janitor = Janitor(ledger, chats, keep=False)
     async with janitor.at_work():
         janitor.done(await janitor.fresh("a", new))
@@ -119,3 +120,33 @@ async def test_leaving_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytes
         async with janitor.at_work():
             janitor.done(await janitor.fresh("a", new))
     assert len(ledger.left_over()) == 1
+
+
+async def test_a_chat_that_is_held_stays_until_it_is_discarded(tmp_path: Path) -> None:
+    chats, ledger = ScriptedChats(), Ledger(tmp_path / "chats.jsonl")
+    chat = UpstreamChat("chat-1", "a")
+    janitor = Janitor(ledger, chats, keep=True)
+    async with janitor.at_work():
+        assert not janitor.holds(chat)
+        janitor.hold(await janitor.fresh("a", new))
+        assert janitor.holds(chat)
+        assert Ledger(tmp_path / "chats.jsonl").held() == (chat,) == janitor.held()
+        assert ledger.left_over() == ()
+        janitor.discard(chat)
+        assert not janitor.holds(chat)
+        assert Ledger(tmp_path / "chats.jsonl").left_over() == (
+            chat,
+        )  # before it is done: a kill forgets nothing
+    assert (chats.deleted, chats.named) == (["chat-1"], {})
+
+
+async def test_a_chat_that_we_did_not_make_is_never_touched(tmp_path: Path) -> None:
+    chats = ScriptedChats()
+    janitor = Janitor(Ledger(tmp_path / "chats.jsonl"), chats, keep=False)
+    async with janitor.at_work():
+        theirs = UpstreamChat("theirs", "a")
+        janitor.hold(theirs)
+        assert not janitor.holds(theirs)
+        janitor.discard(theirs)
+        janitor.done(theirs)
+    assert chats.deleted == []

@@ -103,8 +103,9 @@ def test_the_same_question_after_the_same_answer_is_the_same_question() -> None:
 
 
 def test_a_parent_has_to_be_an_answer_of_the_chat() -> None:
-    with pytest.raises(UnknownChat):
+    with pytest.raises(UnknownChat) as caught:
         ask(NEW, "one", parent_id="nowhere")
+    assert caught.value.param == "parentId"
     with pytest.raises(BadRequest):
         ask(talk(NEW, "one"), "two", parent_id="q1")
 
