@@ -43,7 +43,7 @@ coarse."""
 BATCH_BYTES: Final = 512 * 1024
 """Of files read into the index at once: some 50 ms for which a list may have to wait."""
 BATCH_CHATS: Final = 100
-ANEW: Final = 5
+ANEW: Final = 20
 """How often an index that is lost under a question is made again for it."""
 LOCKS: Final = 64
 

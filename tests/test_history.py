@@ -383,7 +383,7 @@ def test_turns_from_many_threads_are_all_kept(history: History, session: Path, c
             found(history, "answer")
 
     def spoil() -> None:
-        while not done.wait(0.05):
+        while not done.wait(0.2):
             (session / "history.sqlite3").unlink(missing_ok=True)
 
     with ThreadPoolExecutor(12) as threads:
