@@ -52,8 +52,10 @@ class Desk:
         self.said: list[str] = []
         self.asked: list[str] = []
         self.answer = True
+        # Shorter than a test may take: what nobody does here fails by its own words.
+        wait = {"sign_in_timeout_s": 60, **more}
         self.settings = Settings(
-            upstream=standin.site, auth_upstream=standin.auth, session_dir=folder / "session", **more
+            upstream=standin.site, auth_upstream=standin.auth, session_dir=folder / "session", **wait
         )
         self.chromium = chromium
         self.registry = Registry(self.settings.session_dir, SystemClock())

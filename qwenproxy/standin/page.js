@@ -31,11 +31,20 @@
     const dialog = shown_dialog();
     for (;;) {
       if (signal && signal.aborted) throw signal.reason;
-      const answer = await page_fetch("/__standin__/challenge");
-      if (!(await answer.json()).challenged) break;
+      if (!(await still_challenged())) break;
       await pause(250);
     }
     dialog.remove();
+  }
+
+  // A request that is lost must not leave the dialog standing for ever.
+  async function still_challenged() {
+    try {
+      const answer = await page_fetch("/__standin__/challenge", { signal: AbortSignal.timeout(3000) });
+      return (await answer.json()).challenged;
+    } catch {
+      return true;
+    }
   }
 
   function shown_dialog() {
