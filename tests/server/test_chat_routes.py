@@ -260,7 +260,7 @@ WRONG: list[tuple[str, str, Any, int, str, str | None]] = [
     ("GET", "/api/chats/search?q=x&offset=" + "9" * 5000, None, 400, "invalid_request", "offset"),
     ("POST", "/api/chats/c1/fork", {}, 400, "invalid_request", "messageId"),
     ("POST", "/api/chats/c1/fork", {"messageId": 5}, 400, "invalid_request", "messageId"),
-    ("POST", "/api/chats/c1/fork", {"messageId": "m9"}, 404, "chat_not_found", None),
+    ("POST", "/api/chats/c1/fork", {"messageId": "m9"}, 404, "chat_not_found", "messageId"),
     ("PUT", "/api/chats/c1/messages/m0", {}, 400, "invalid_request", "content"),
     ("PUT", "/api/chats/c1/messages/m0", {"content": " "}, 400, "invalid_request", "content"),
     ("PUT", "/api/chats/c1/messages/m0", {"content": []}, 400, "invalid_request", "content"),
