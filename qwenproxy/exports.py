@@ -187,8 +187,9 @@ def _message(raw: Any, place: str, otherwise_s: int) -> Json:
     else:
         message["timestamp"] = _moment(raw, "timestamp", f"{place}.timestamp", LAST_S)
     for key in ("id", "parentId"):
-        if isinstance(raw.get(key), str):
-            message[key] = _id(raw[key])
+        value = message.pop(key, None)
+        if isinstance(value, str):  # whatever else it is names nothing
+            message[key] = _id(value)
     return message
 
 
