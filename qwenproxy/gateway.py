@@ -223,14 +223,13 @@ class Gateway:
 
     async def _on_account(self, account_id: str, words: _Words, attempts: _Attempts) -> AsyncGenerator[Delta]:
         if words.twin is not None and words.twin.account_id != account_id:
-            words.leave(self._pool.why_away(words.twin.account_id, words.model.id) or RETRIED)
+            self._leave(words, self._pool.why_away(words.twin.account_id, words.model.id) or RETRIED)
         chat = words.twin
         given = False
         try:
             while True:
                 try:
                     if chat is None:
-                        self._upstream.check_size(words.turn)
                         chat = await self._janitor.fresh(
                             account_id, lambda: self._upstream.new_chat(account_id, words.model)
                         )
@@ -244,12 +243,17 @@ class Gateway:
                         raise
                     if chat is not None and not isinstance(exc, ChatBusy):
                         self._let_go(chat, words)
-                        words.leave(TWIN_GONE if isinstance(exc, ChatGone) else RETRIED)
                         chat = None
+                        self._leave(words, TWIN_GONE if isinstance(exc, ChatGone) else RETRIED)
                 await attempts.pause()
         finally:
             if chat is not None and not (given and words.stays):
                 self._let_go(chat, words)
+
+    def _leave(self, words: _Words, why: str) -> None:
+        """Raises: ContextTooLong. What was too long to be told at once may be there as a twin."""
+        if words.leave(why):
+            self._upstream.check_size(words.turn)
 
     def _let_go(self, chat: UpstreamChat, words: _Words) -> None:
         """A conversation's twin is its owner's affair."""
@@ -281,10 +285,18 @@ class _Words:
         self._response_id = home.response_id
         self._nonce = nonce
         self._left = ""
-
-    @property
-    def turn(self) -> Turn:
+        self.turn = self._turn()
         """What is to be said now."""
+
+    def leave(self, why: str) -> bool:
+        """From here on everything is told to a fresh chat; whether that is new."""
+        if self.twin is None:
+            return False
+        self.twin, self._left = None, why
+        self.turn = self._turn()
+        return True
+
+    def _turn(self) -> Turn:
         messages = self._request.messages if self.twin is None else self._request.messages[-1:]
         return Turn(
             self.model,
@@ -294,11 +306,6 @@ class _Words:
             None if self.twin is None else self._response_id,
             tuple(attachment for message in messages for attachment in message.attachments),
         )
-
-    def leave(self, why: str) -> None:
-        """From here on everything is told to a fresh chat."""
-        if self.twin is not None:
-            self.twin, self._left = None, why
 
     def placed(self, delta: Delta, account_id: str) -> Delta:
         if isinstance(delta, Started):
