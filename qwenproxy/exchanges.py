@@ -8,7 +8,6 @@ newest of each key. Losing it costs nobody more than a 404: a damaged one is put
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import threading
 import zlib
@@ -22,8 +21,6 @@ from qwenproxy import database
 from qwenproxy.caller import Caller
 from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
 from qwenproxy.clock import Clock
-
-log = logging.getLogger(__name__)
 
 LASTS_S = 24 * 3600.0
 NOWHERE = Home()
