@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,8 @@ create table if not exists exchanges (
     kept_chat text not null, kept_message text not null,
     primary key (id, mark)
 ) without rowid;
-create index if not exists by_age on exchanges (mark, at);
+create index if not exists by_age on exchanges (at);
+create index if not exists newest on exchanges (mark, at);
 create index if not exists by_twin on exchanges (chat) where chat <> '';
 """
 
@@ -106,17 +107,18 @@ class Exchanges:
                 self._open = None
 
     def _forget(self, db: sqlite3.Connection, mark: str) -> frozenset[UpstreamChat]:
+        # By indexes alone: this is done at the end of every answer, and the rows are large.
         now_s = self._now_s()
-        newest = "select id from exchanges where mark = ?1 order by at desc limit ?2"
         # A clock that was set back must not keep for ever what it calls the future.
-        old = f"at <= ?3 or at > ?4 or (mark = ?1 and id not in ({newest}))"
-        values = (mark, self._most, now_s - LASTS_S, now_s + LASTS_S)
-        left = frozenset(
-            _twins(
-                db.execute(f"select chat, account from exchanges where chat <> '' and ({old})", values)  # noqa: S608
-            )
-        )
-        db.execute(f"delete from exchanges where {old}", values)  # noqa: S608
+        aged = "select id, mark from exchanges where at <= ? or at > ?"
+        beyond = "select id, mark from exchanges where mark = ? order by at desc limit -1 offset ?"
+        old = {
+            *db.execute(aged, (now_s - LASTS_S, now_s + LASTS_S)),
+            *db.execute(beyond, (mark, self._most)),
+        }
+        twins = "select chat, account from exchanges where id = ? and mark = ? and chat <> ''"
+        left = {twin for row in old for twin in _twins(db.execute(twins, row))}
+        db.executemany("delete from exchanges where id = ? and mark = ?", old)
         still = "select 1 from exchanges where chat = ? limit 1"
         return frozenset(twin for twin in left if db.execute(still, (twin.id,)).fetchone() is None)
 
@@ -133,7 +135,7 @@ class Exchanges:
                 yield self._open
 
 
-def _twins(rows: Iterator[Any] | sqlite3.Cursor) -> Iterator[UpstreamChat]:
+def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:
     for chat, account in rows:
         yield UpstreamChat(chat, account)
 
