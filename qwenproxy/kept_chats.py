@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 from uuid import uuid4
 
@@ -210,14 +210,13 @@ class KeptChats:
         try:
             await run_sync(self._history.change, turn.chat.id, turn.caller, keep)
         except UnknownChat:  # somebody deleted it meanwhile
-            self._twins.discard(twin)
-        else:
             turn.over = True
-            self._settle(turn, gone=finished.cut)
-            await self._note(
-                Exchange(said.response_id, kept_chat=turn.chat.id, kept_message=entry.id), turn.caller
-            )
+            self._twins.discard(twin)
+            return
         turn.over = True
+        self._settle(turn, gone=finished.cut)
+        kept = Exchange(said.response_id, kept_chat=turn.chat.id, kept_message=entry.id)
+        await self._note(kept, turn.caller)
 
     def _settle(self, turn: _Turn, *, gone: bool) -> None:
         """The chat that answered becomes the twin, or goes; the one before it goes."""
@@ -269,7 +268,7 @@ class KeptChats:
             model=started.model if started else "",
             account=started.account_id if started else "",
             reasoning="".join(said.thinking),
-            sources=tuple({"number": s.number, "url": s.url, "title": s.title} for s in said.sources),
+            sources=tuple(asdict(source) for source in said.sources),
             info=told,
             rebuilt=started.rebuilt if started else "",
             upstream_chat=said.upstream.id if whole else "",

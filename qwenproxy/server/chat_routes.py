@@ -24,8 +24,8 @@ from qwenproxy.exports import json_of, markdown, openai, told
 from qwenproxy.history import ChatRow, Found
 from qwenproxy.library import Criteria, Library
 from qwenproxy.server.access import KeyRoute, caller_of
-from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
-from qwenproxy.server.relay import INTERNAL, Admission, Bounds
+from qwenproxy.server.body import BodyTooSlow, ClientGone, read_json
+from qwenproxy.server.relay import INTERNAL, Admission, Bounds, read_within
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.transcript import Transcript
 
@@ -113,13 +113,7 @@ class ChatRoutes:
         """What came; nothing is an object with nothing in it."""
         if request.method == "GET":
             return {}
-        body = await read_body(
-            request.scope,
-            request.receive,
-            most_bytes=self._bounds.body_bytes,
-            idle_s=self._bounds.body_idle_s,
-            total_s=self._bounds.body_total_s,
-        )
+        body = await read_within(request.scope, request.receive, self._bounds)
         if request.url.path.endswith("/import") and body.lstrip().startswith(b"["):
             # The seed's older form and many of OpenAI's are bare lists.
             body = b'{"messages":' + body + b"}"

@@ -106,18 +106,23 @@ class Bounds:
     body_total_s: float = 120.0
 
 
-async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
-    """The JSON object that a request carries; an empty one without a body.
-
-    Raises as `read_body` and `read_json` do.
-    """
-    body = await read_body(
+async def read_within(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
+    """The request's body. Raises as `read_body` does."""
+    return await read_body(
         scope,
         receive,
         most_bytes=bounds.body_bytes,
         idle_s=bounds.body_idle_s,
         total_s=bounds.body_total_s,
     )
+
+
+async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
+    """The JSON object that a request carries; an empty one without a body.
+
+    Raises as `read_body` and `read_json` do.
+    """
+    body = await read_within(scope, receive, bounds)
     return await read_json(body) if body else {}
 
 
