@@ -8,7 +8,7 @@ under which the answer is kept) and `account`; an error is `{"error": text, "cod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -23,7 +23,6 @@ from qwenproxy.chat import (
     Message,
     Reply,
     Role,
-    Source,
     Started,
     fold,
 )
@@ -84,7 +83,7 @@ class NativeChat:
         if reply.thinking:
             told["reasoning"] = reply.thinking
         if reply.sources:
-            told["sources"] = [source_json(source) for source in reply.sources]
+            told["sources"] = [asdict(source) for source in reply.sources]
         return told
 
     def error(self, error: QwenProxyError) -> Json:
@@ -159,10 +158,6 @@ def error_body(error: QwenProxyError, chat_id: str = "") -> Json:
     if error.conversation_id or chat_id:
         told["chatId"] = error.conversation_id or chat_id
     return told
-
-
-def source_json(source: Source) -> Json:
-    return {"number": source.number, "url": source.url, "title": source.title}
 
 
 def content_of(raw: Any, place: str) -> str | list[Json]:
