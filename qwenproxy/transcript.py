@@ -45,6 +45,22 @@ PENDING: Final = "pending"
 """Of a question whose answer is being made, or was when the program was killed."""
 
 
+def text_of(content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+
+
+def message_of(role: Role, content: Content) -> Message:
+    """As the model is told it."""
+    attachments: list[Attachment] = []
+    for part in content if isinstance(content, list) else ():
+        kind = KINDS.get(str(part.get("type")))
+        if kind is not None and isinstance(part.get(kind), str):
+            attachments.append(Attachment(kind, part[kind]))
+    return Message(role, text_of(content), tuple(attachments))
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One message."""
@@ -79,19 +95,12 @@ class Entry:
     @property
     def text(self) -> str:
         """The content's text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
+        return text_of(self.content)
 
     @property
     def message(self) -> Message:
         """As the model is told it."""
-        attachments: list[Attachment] = []
-        for part in self.content if isinstance(self.content, list) else ():
-            kind = KINDS.get(str(part.get("type")))
-            if kind is not None and isinstance(part.get(kind), str):
-                attachments.append(Attachment(kind, part[kind]))
-        return Message(ROLES.get(self.role, "user"), self.text, tuple(attachments))
+        return message_of(ROLES.get(self.role, "user"), self.content)
 
 
 @dataclass(frozen=True, slots=True)

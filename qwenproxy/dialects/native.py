@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from qwenproxy.chat import (
-    Attachment,
     AttachmentKind,
     ChatRequest,
     ConversationRef,
@@ -30,6 +29,7 @@ from qwenproxy.clock import Clock
 from qwenproxy.dialects.base import Encoder, Json, frame, json_text
 from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
+from qwenproxy.transcript import message_of
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -226,18 +226,10 @@ def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _message(role: Role, raw: Any, place: str) -> Message:
-    content = content_of(raw, place)
-    parts: list[Json] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-    attachments = tuple(_attachment(part) for part in parts if part["type"] != "text")
-    if role == "user" and not text.strip() and not attachments:
+    message = message_of(role, content_of(raw, place))
+    if role == "user" and not message.text.strip() and not message.attachments:
         raise BadRequest(f"{place} is empty", param=place)
-    return Message(role, text, attachments)
-
-
-def _attachment(part: Json) -> Attachment:
-    kind = LINKS[part["type"]]
-    return Attachment(kind, part[kind])
+    return message
 
 
 def _kept_as(started: Started) -> Json:
