@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from tests.clients.node_package import Missing, node_missing, project
 from tests.seen import seen
@@ -108,7 +109,10 @@ def run(example: Example, command: str, folder: Path) -> str:
     elif example.language == "python":
         printed = io.StringIO()
         with redirect_stdout(printed):
-            exec(command, {})  # in this process: another one would take seconds to import the package
+            made: dict[str, Any] = {}
+            exec(command, made)  # in this process: another one would take seconds to import the package
+            for client in [each for each in made.values() if isinstance(each, OpenAI)]:
+                client.close()
         return printed.getvalue()
     else:
         if why := node_missing():
