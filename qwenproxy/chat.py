@@ -23,14 +23,23 @@ class UpstreamChat:
 
 
 AttachmentKind = Literal["image", "file"]
+FileKind = Literal["image", "video", "audio", "document", "text"]
+"""What a file is, by its content; plain text goes to the service in a way of its own (protocol §9.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """Something a message carries beside its text, by its address."""
+    """Something a message carries beside its text, by its address.
+
+    A client writes a web address, a data URL, or one of ours. Once it is taken in (`attachments.py`) the
+    address is `/v1/files/{id}/content`, or one of the service's own of a file that we do not know.
+    """
 
     kind: AttachmentKind
+    """The client's word for it; what it is, its content tells."""
     url: str
+    name: str = ""
+    """As the client calls the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,18 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """A picture that is wanted instead of words; what is attached to the question is to be changed."""
+
+    size: str = ""
+    """A ratio that the service knows, such as 16:9 (protocol §10.1); "": its own choice."""
+    generator: str = ""
+    """The service's id of what draws; "": its own choice."""
+    inline: bool = False
+    """Whether the picture itself is wanted, not only its address."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One question, in no dialect. Each stage that changes it returns a changed copy."""
 
@@ -86,6 +107,10 @@ class ChatRequest:
     """Whether the answer may be continued by its id."""
     home: Home | None = None
     """Where the conversation lives upstream; None: nowhere, a chat of its own is made and tidied away."""
+    drawing: Drawing | None = None
+    """None: an answer in words is wanted."""
+    base_url: str = ""
+    """How the client reaches us, such as http://127.0.0.1:3264: for addresses of ours in an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +151,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Media:
+    """A picture."""
+
     url: str
+    width: int = 0
+    height: int = 0
+    """Pixels; 0: not told."""
+    content: str = ""
+    """The picture itself in base64, where the request wants it; else ""."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,10 @@ QwenProxyError                      500 internal_error
 │   ├── UnknownModel                404 model_not_found
 │   ├── UnknownChat                 404 chat_not_found         no such chat or message, or another key's
 │   ├── ChatDamaged                 409 chat_damaged           its file is there and cannot be read
+│   ├── UnknownFile                 404 file_not_found         no such file, or another key's
+│   ├── UnsupportedFile             400 unsupported_file       the model or the service takes no such file
+│   ├── NotFetched                  400 url_not_fetched        an address in the request that gives no file
+│   ├── UnknownTask                 404 task_not_found         no such video, or another key's
 │   ├── KeyLimit                    429 key_limit              this key asks too often, or too much at once
 │   ├── NotFound                    404 not_found
 │   ├── MethodNotAllowed            405 method_not_allowed
@@ -34,6 +38,8 @@ QwenProxyError                      500 internal_error
 │   ├── Severed                     502 upstream_error         the answer broke off
 │   ├── Unreachable                 502 upstream_unreachable
 │   ├── ProtocolChanged             502 protocol_changed
+│   ├── UploadFailed                502 upload_failed          its storage did not take a file
+│   ├── GenerationFailed            502 generation_failed      a picture, video or speech did not come about
 │   └── UpstreamTimeout             504 upstream_timeout
 ├── BrowserError                    503 browser_unavailable
 │   ├── BrowserMissing              503 browser_unavailable    no Chromium on this computer; how to get one
@@ -107,6 +113,24 @@ class UnknownChat(CallerError):
 class ChatDamaged(CallerError):
     status = 409
     code = "chat_damaged"
+
+
+class UnknownFile(CallerError):
+    status = 404
+    code = "file_not_found"
+
+
+class UnsupportedFile(CallerError):
+    code = "unsupported_file"
+
+
+class NotFetched(CallerError):
+    code = "url_not_fetched"
+
+
+class UnknownTask(CallerError):
+    status = 404
+    code = "task_not_found"
 
 
 class KeyLimit(CallerError):
@@ -243,6 +267,14 @@ class ProtocolChanged(UpstreamError):
     def __init__(self, message: str, *, seen: str = "") -> None:
         super().__init__(message)
         self.seen = seen[:80]
+
+
+class UploadFailed(UpstreamError):
+    code = "upload_failed"
+
+
+class GenerationFailed(UpstreamError):
+    code = "generation_failed"
 
 
 class UpstreamTimeout(UpstreamError):

@@ -87,6 +87,20 @@ class Settings(BaseSettings):
     remember_answers: int = Field(
         1000, ge=0, le=100_000, description="Answers of each key that can be continued for a day; 0: none."
     )
+    max_file_bytes: int = Field(
+        104_857_600, ge=1_000, le=2_000_000_000, description="Largest file that is taken in."
+    )
+    max_files: int = Field(10, ge=1, le=100, description="Pictures, documents and the like in one message.")
+    keep_files_days: int = Field(
+        30, ge=0, le=36_500, description="How long what came inside messages is kept unused; 0: for ever."
+    )
+    fetch_urls: bool = Field(True, description="0 fetches no addresses that stand in requests.")
+    fetch_allow: Names = Field(
+        (), description="host:port of private addresses that may be fetched all the same, comma-separated."
+    )
+    storage_endpoint: str = Field(
+        "", description="Where files are uploaded to, as an origin. Empty: where the service says."
+    )
     queue_timeout_s: Seconds = Field(120, description="Longest wait for a free account.")
     first_byte_timeout_s: Seconds = Field(
         60, description="Longest wait for an answer's start; 3 times that while thinking."
@@ -95,6 +109,8 @@ class Settings(BaseSettings):
         60, description="Longest silence inside an answer; 3 times that while thinking."
     )
     total_timeout_s: Seconds = Field(1800, description="Longest answer.")
+    parse_timeout_s: Seconds = Field(120, description="Longest wait until the service has read a document.")
+    video_timeout_s: Seconds = Field(1200, description="Longest wait of a request for its video.")
     drain_s: Seconds = Field(20, description="Time that running answers get when the proxy stops.")
     heartbeat_s: Annotated[float, Field(gt=0, le=3600)] = Field(
         10, description="Between comments on a silent stream."
@@ -116,7 +132,7 @@ class Settings(BaseSettings):
         False, validation_alias=_plain("NON_INTERACTIVE"), description="1 never asks anything."
     )
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "fetch_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
@@ -125,6 +141,11 @@ class Settings(BaseSettings):
     @classmethod
     def _home(cls, value: Path) -> Path:
         return value.expanduser()
+
+    @field_validator("storage_endpoint")
+    @classmethod
+    def _origin_or_none(cls, value: str) -> str:
+        return cls._origin(value) if value else ""
 
     @field_validator("upstream", "auth_upstream")
     @classmethod

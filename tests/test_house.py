@@ -26,9 +26,9 @@ SOURCE = ROOT / "qwenproxy"
 README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
-    "errors chat caller clock settings accounts.account",
+    "errors chat caller clock settings addresses accounts.account",
     "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
-    "turn_order qwen.transport qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "accounts.healing questions dashboard api_keys database history_index",
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
@@ -60,6 +60,7 @@ MAY_IMPORT = {
 
 PURE = {
     "account_table",
+    "addresses",
     "accounts.account",
     "accounts.rows",
     "caller",
@@ -69,6 +70,7 @@ PURE = {
     "limits",
     "said",
     "transcript",
+    "qwen.files",
     "qwen.sse",
     "qwen.phases",
     "qwen.drift",

@@ -95,9 +95,9 @@ class QwenClient:
             TokenRejected: nobody is signed in.
         """
         try:
-            user = await self._call(account_id, Fetch("GET", "/api/v2/auths/", host="auth"))
+            user = await self.call(account_id, Fetch("GET", "/api/v2/auths/", host="auth"))
         except (ChatGone, Unreachable, ProtocolChanged):  # an older site has no such host
-            user = await self._call(account_id, Fetch("GET", "/api/v1/auths/"))
+            user = await self.call(account_id, Fetch("GET", "/api/v1/auths/"))
         if not isinstance(user, dict) or "id" not in user:
             raise ProtocolChanged(
                 "the service's who-am-I answer has a shape we do not know", seen=str(type(user))
@@ -106,28 +106,28 @@ class QwenClient:
 
     async def models(self, account_id: str) -> tuple[Model, ...]:
         """The models this account may use, in the service's order (protocol §7)."""
-        return read_list(await self._call(account_id, Fetch("GET", "/api/v2/models/")))
+        return read_list(await self.call(account_id, Fetch("GET", "/api/v2/models/")))
 
     async def new_chat(self, account_id: str, model: Model) -> str:
         """The id of a fresh chat (protocol §3)."""
         stamp = int(self._clock.now().timestamp() * 1000)
-        data = await self._post(account_id, "/api/v2/chats/new", payload.new_chat(model.id, stamp))
+        data = await self.post(account_id, "/api/v2/chats/new", payload.new_chat(model.id, stamp))
         return payload.chat_id_of(data)
 
     async def rename(self, account_id: str, chat_id: str, title: str) -> None:
-        await self._post(account_id, f"/api/v2/chats/{quote(chat_id, safe='')}", payload.rename(title))
+        await self.post(account_id, f"/api/v2/chats/{quote(chat_id, safe='')}", payload.rename(title))
 
     async def delete(self, account_id: str, chat_id: str) -> None:
         """An empty answer means deleted too (protocol §8). Raises: ChatGone, ChatBusy."""
         try:
-            await self._call(account_id, Fetch("DELETE", f"/api/v2/chats/{quote(chat_id, safe='')}"))
+            await self.call(account_id, Fetch("DELETE", f"/api/v2/chats/{quote(chat_id, safe='')}"))
         except EmptyAnswer:
             return
 
     async def stop(self, account_id: str, chat_id: str, response_id: str) -> None:
         """Ends a running answer on the service (protocol §4.6)."""
         path = f"/api/v2/chat/completions/stop?chat_id={quote(chat_id, safe='')}"
-        await self._post(account_id, path, payload.stop(chat_id, response_id))
+        await self.post(account_id, path, payload.stop(chat_id, response_id))
 
     def check_size(self, turn: Turn) -> None:
         """Raises: ContextTooLong. Large bodies are challenged on any account (protocol §13)."""
@@ -234,11 +234,12 @@ class QwenClient:
             except QwenProxyError:
                 return
 
-    async def _post(self, account_id: str, path: str, body: dict[str, Any]) -> Any:
-        return await self._call(account_id, Fetch("POST", path, _text(body)))
+    async def post(self, account_id: str, path: str, body: dict[str, Any]) -> Any:
+        """As `call`."""
+        return await self.call(account_id, Fetch("POST", path, _text(body)))
 
-    async def _call(self, account_id: str, call: Fetch) -> Any:
-        """The answer's data, out of its envelope."""
+    async def call(self, account_id: str, call: Fetch) -> Any:
+        """The answer's data, out of its envelope. Raises: whatever `failures.judge` finds in it."""
         refused = _Refused()
         try:
             return await self._once(account_id, call, refused)
