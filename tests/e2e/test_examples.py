@@ -1,4 +1,4 @@
-"""The requests of `examples.md`, pasted: in curl, in `openai` for Python and for Node, against one proxy."""
+"""The requests of `examples.md` and `media.md`, pasted: in curl, in `openai` for Python and Node, against one proxy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
 
 from tests.clients.node_package import Missing, node_missing, project
+from tests.samples import jpeg, pdf, png
 from tests.seen import seen
-from tests.serve import Proxy, Standin, clean_environment, running_proxy, running_standin, until
+from tests.serve import Proxy, Standin, clean_environment, running, running_proxy, running_standin, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-FILE = Path(__file__).with_name("examples.md")
+FILES = (Path(__file__).with_name("examples.md"), Path(__file__).with_name("media.md"))
 BASE = "http://localhost:3264"
+WEB = "https://example.com"
+AT_HOME = "/путь/к/"
+"""Where the seed's examples have their files."""
+KINDS = {"jpg": ("image/jpeg", jpeg), "png": ("image/png", png), "pdf": ("application/pdf", pdf)}
 KEY = "your-secret-api-key-1"
 SEEDS_CHAT = "550e8400-e29b-41d4-a716-446655440000"
 OLD_CHAT = "11111111-old-and-short"
@@ -42,7 +50,7 @@ class Example:
 
 
 def examples() -> list[Example]:
-    text = FILE.read_text("utf-8")
+    text = "".join(file.read_text("utf-8") for file in FILES)
     found = [Example(n, lang, command, json.loads(out)) for n, lang, command, out in EXAMPLE.findall(text)]
     assert len(found) == len(re.findall("^## ", text, re.MULTILINE)), "an example cannot be read"
     return found
@@ -53,6 +61,13 @@ class Serving:
     proxy: Proxy
     standin: Standin
     session: Path
+    files: Path
+    web: str
+
+    def pasted(self, command: str) -> str:
+        """The command as it would be typed here."""
+        command = command.replace(BASE, self.proxy.base.replace("127.0.0.1", "localhost"))
+        return command.replace(AT_HOME, f"{self.files}/").replace(WEB, self.web)
 
     def new_chat(self) -> str:
         answer = httpx.post(f"{self.proxy.base}/api/chats", json={}, timeout=30)
@@ -67,10 +82,22 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     seeds = [("user", "Расскажи о Python"), ("assistant", "Python — это язык.")]
     write_seeds_chat(history, SEEDS_CHAT, seeds, created_s=int(time.time()))
     write_seeds_chat(history, OLD_CHAT, seeds[:1], created_s=1_600_000_000)
-    with running_standin(folder) as standin:
-        standin.options(pieces_per_s=5000)
-        with running_proxy(folder, standin) as proxy:
-            yield Serving(proxy, standin, folder / "session")
+    files = folder / "files"
+    files.mkdir()
+    (files / "изображению.jpg").write_bytes(jpeg())
+    (files / "файлу.pdf").write_bytes(pdf())
+    with running_standin(folder) as standin, running(Router([Route("/{path:path}", on_the_web)])) as web:
+        standin.options(pieces_per_s=5000, video_s=0.1, silence_s=0.1)
+        more = {"fetch_allow": web.removeprefix("http://"), "unknown_model": "default"}
+        with running_proxy(folder, standin, **more) as proxy:
+            yield Serving(proxy, standin, folder / "session", files, web)
+
+
+async def on_the_web(request: Request) -> Response:
+    """A file of the kind that is asked for; another name is another content."""
+    path = request.url.path
+    media_type, made = KINDS[path.rpartition(".")[2]]
+    return Response(png(shade=len(path)) if made is png else made(), media_type=media_type)
 
 
 def write_seeds_chat(history: Path, chat_id: str, said: list[tuple[str, str]], *, created_s: int) -> None:
@@ -139,8 +166,7 @@ def run(example: Example, command: str, folder: Path) -> str:
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
 def test_what_the_seed_promises_comes_out(example: Example, serving: Serving, tmp_path: Path) -> None:
     chat = serving.new_chat() if "CHAT_ID" in example.command else ""
-    command = example.command.replace(BASE, serving.proxy.base.replace("127.0.0.1", "localhost"))
-    command = command.replace("CHAT_ID", chat)
+    command = serving.pasted(example.command).replace("CHAT_ID", chat)
     comes = json.loads(json.dumps(example.comes).replace("CHAT_ID", chat))
     if KEY in command:
         with key_wanted(serving):
@@ -160,6 +186,8 @@ def test_what_the_seed_promises_comes_out(example: Example, serving: Serving, tm
     if "told" in comes:
         turns = serving.standin.turns()
         fits([list(said) for said in seen(turns, turns[-1])], comes["told"])
+    if "files" in comes:
+        fits(serving.standin.turns()[-1]["files"], comes["files"])
 
 
 def fits(found: Any, wanted: Any, where: str = "it") -> None:
@@ -180,7 +208,22 @@ def fits(found: Any, wanted: Any, where: str = "it") -> None:
         assert found == wanted, f"{where} is {found!r}"
 
 
-def test_the_examples_cover_what_the_seed_shows_of_chats() -> None:
+def test_the_examples_cover_what_the_seeds_show() -> None:
     sections = {example.name.split()[0] for example in examples()}
-    assert sections >= {"3.1", "4.1", "4.3", "4.4", "4.7", "5", "6.1", "6.2", "8.1", "8.3.3", "8.4"}
+    assert sections >= {
+        "3.1",
+        "4.1",
+        "4.3",
+        "4.4",
+        "4.7",
+        "5",
+        "6.1",
+        "6.2",
+        "8.1",
+        "8.3.3",
+        "8.4",
+        "000",
+        "003",
+        "004",
+    }
     assert {example.language for example in examples()} == {"bash", "javascript", "python"}
