@@ -1,4 +1,4 @@
-"""The requests of `examples.md` and `media.md`, pasted: in curl, in `openai` for Python and Node, against one proxy."""
+"""The requests of `examples.md` and `media.md`, pasted: in curl and in `openai`, against one proxy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ BASE = "http://localhost:3264"
 WEB = "https://example.com"
 AT_HOME = "/путь/к/"
 """Where the seed's examples have their files."""
-KINDS = {"jpg": ("image/jpeg", jpeg), "png": ("image/png", png), "pdf": ("application/pdf", pdf)}
 KEY = "your-secret-api-key-1"
 SEEDS_CHAT = "550e8400-e29b-41d4-a716-446655440000"
 OLD_CHAT = "11111111-old-and-short"
@@ -88,16 +88,20 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     (files / "файлу.pdf").write_bytes(pdf())
     with running_standin(folder) as standin, running(Router([Route("/{path:path}", on_the_web)])) as web:
         standin.options(pieces_per_s=5000, video_s=0.1, silence_s=0.1)
-        more = {"fetch_allow": web.removeprefix("http://"), "unknown_model": "default"}
-        with running_proxy(folder, standin, **more) as proxy:
+        allowed = web.removeprefix("http://")
+        with running_proxy(folder, standin, fetch_allow=allowed, unknown_model="default") as proxy:
             yield Serving(proxy, standin, folder / "session", files, web)
 
 
 async def on_the_web(request: Request) -> Response:
     """A file of the kind that is asked for; another name is another content."""
     path = request.url.path
-    media_type, made = KINDS[path.rpartition(".")[2]]
-    return Response(png(shade=len(path)) if made is png else made(), media_type=media_type)
+    shade = zlib.crc32(path.encode()) % 256
+    if path.endswith(".pdf"):
+        return Response(pdf(path), media_type="application/pdf")
+    if path.endswith(".png"):
+        return Response(png(shade=shade), media_type="image/png")
+    return Response(jpeg(shade=shade), media_type="image/jpeg")
 
 
 def write_seeds_chat(history: Path, chat_id: str, said: list[tuple[str, str]], *, created_s: int) -> None:
