@@ -32,9 +32,9 @@ LAYERS = (
     "accounts.healing questions dashboard api_keys database history_index",
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
-    "accounts.lessons account_actions qwen.client janitor browser.chromium server.body "
+    "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "accounts.pool exports server.guard",
+    "accounts.pool exports server.guard server.patience",
     "server.access library kept_chats",
     "conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page",

@@ -14,8 +14,9 @@ from qwenproxy.dialects.base import Json
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import BadRequest, QwenProxyError
 from qwenproxy.server.access import KeyRoute
+from qwenproxy.server.admission import Admission
 from qwenproxy.server.body import ClientGone
-from qwenproxy.server.relay import Admission, Bounds, Guests, read_object
+from qwenproxy.server.relay import Bounds, Guests, read_object
 from qwenproxy.server.responses import error_response, json_response
 
 TOKEN_CHARACTERS: Final = 4096

@@ -39,10 +39,11 @@ from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyE
 from qwenproxy.library import Library
 from qwenproxy.server.access import Access, Gate, KeyRoute
 from qwenproxy.server.account_routes import AccountRoutes, Checkup
+from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.connection import Connection
 from qwenproxy.server.guard import Guard, is_loopback, refusal
-from qwenproxy.server.relay import INTERNAL, Admission, Bounds, Conversations, Gateway, Guests, Relay
+from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.settings import Settings, SettingsError
 

@@ -24,8 +24,9 @@ from qwenproxy.exports import json_of, markdown, openai, told
 from qwenproxy.history import ChatRow, Found
 from qwenproxy.library import Criteria, Library
 from qwenproxy.server.access import KeyRoute, caller_of
+from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone, read_json
-from qwenproxy.server.relay import INTERNAL, Admission, Bounds, read_within
+from qwenproxy.server.relay import Bounds, read_within
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.transcript import Transcript
 

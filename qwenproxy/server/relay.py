@@ -23,8 +23,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeAlias
@@ -35,10 +35,11 @@ from starlette.types import Receive, Scope, Send
 from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, Delta, Finished, fold
 from qwenproxy.dialects.base import Dialect, Json
-from qwenproxy.errors import QueueFull, QwenProxyError, ShuttingDown
+from qwenproxy.errors import QwenProxyError, ShuttingDown
 from qwenproxy.guests import tokens_in
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.access import caller_of
+from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.responses import error_response, json_response
@@ -52,7 +53,6 @@ CLOSE_S: Final = 5.0
 """How long the gateway's generator may take to clean up when it is closed."""
 WIND_DOWN_S: Final = 30.0
 """How long it may go on after its last delta."""
-INTERNAL: Final = "the proxy met an error of its own; its log says more"
 SSE_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -124,29 +124,6 @@ async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
     """
     body = await read_within(scope, receive, bounds)
     return await read_json(body) if body else {}
-
-
-class Admission:
-    """Who is inside, and whether anybody may still come in."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.inside = 0
-        self.draining = False
-        self.stopped = anyio.Event()
-        """Set: whoever is still inside ends now, with an error."""
-
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        if self.draining:
-            raise ShuttingDown("the proxy is stopping")
-        if self.inside >= self._most:
-            raise QueueFull(f"{self._most} requests are inside already; QWENPROXY_MAX_IN_FLIGHT is the limit")
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
 
 
 class Relay:

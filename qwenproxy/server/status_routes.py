@@ -16,7 +16,8 @@ from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.models import Model, resolve
 from qwenproxy.server.access import KeyRoute
-from qwenproxy.server.relay import Admission, Gateway
+from qwenproxy.server.admission import Admission
+from qwenproxy.server.relay import Gateway
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.settings import Settings
 

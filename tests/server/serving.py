@@ -22,8 +22,9 @@ from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.access import Gate
+from qwenproxy.server.admission import Admission
 from qwenproxy.server.app import bind, create_app, serve
-from qwenproxy.server.relay import Admission, Bounds
+from qwenproxy.server.relay import Bounds
 from qwenproxy.settings import Settings
 from qwenproxy.turn_order import TurnOrder
 

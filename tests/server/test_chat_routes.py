@@ -21,7 +21,8 @@ from qwenproxy.errors import AllWaiting
 from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.server.access import Gate
-from qwenproxy.server.relay import INTERNAL, Bounds
+from qwenproxy.server.admission import INTERNAL
+from qwenproxy.server.relay import Bounds
 from qwenproxy.transcript import Entry, Transcript
 from qwenproxy.turn_order import TurnOrder
 from tests.server.serving import Running, ScriptedGateway, Step, running
