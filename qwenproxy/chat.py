@@ -87,6 +87,17 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
+class Filming:
+    """A video that is wanted."""
+
+    prompt: str
+    size: str = ""
+    """A ratio that the service knows, such as 16:9 (protocol §10.2); "": its own choice."""
+    frame: str = ""
+    """The address of the picture that it begins with; "": none is given."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One question, in no dialect. Each stage that changes it returns a changed copy."""
 

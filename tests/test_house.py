@@ -27,6 +27,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
+    "audio film "
     "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "accounts.healing questions dashboard api_keys database history_index",
