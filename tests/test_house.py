@@ -28,9 +28,12 @@ README = (ROOT / "README.md").read_text("utf-8")
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
     "audio film "
-    "store accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
+    "store media_types "
+    "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
+    "incoming "
     "accounts.healing questions dashboard api_keys database history_index",
+    "file_store "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
@@ -69,6 +72,7 @@ PURE = {
     "dashboard",
     "errors",
     "limits",
+    "media_types",
     "said",
     "transcript",
     "qwen.files",
