@@ -135,6 +135,11 @@ class Standin:
         found: list[dict[str, Any]] = self._control("GET", "turns")
         return found
 
+    def objects(self) -> list[dict[str, Any]]:
+        """What lies in the storage, oldest first: account, path, name, size, sha256, parsed, parts …"""
+        found: list[dict[str, Any]] = self._control("GET", "objects")
+        return found
+
     def chats(self) -> list[str]:
         return [chat for chats in self.state()["chats"].values() for chat in chats]
 
@@ -240,12 +245,17 @@ def running_standin(
     http2: bool = False,
     settle_s: float = 0.0,
     arguments: list[str] | None = None,
+    temporary: Path | None = None,
 ) -> Iterator[Standin]:
-    """A stand-in in a process of its own; over HTTP/2 its certificate lies in the folder."""
+    """A stand-in in a process of its own; over HTTP/2 its certificate lies in the folder.
+
+    `temporary` is where it keeps what is uploaded; None: where this computer keeps such things.
+    """
     command = [sys.executable, "-m", "qwenproxy.standin", "--era", era, "--settle-s", str(settle_s)]
     if http2:
         command += ["--http2", *_certificate(folder)]
-    with process([*command, *(arguments or [])], folder, {}) as started:
+    env = {} if temporary is None else {"TMPDIR": str(temporary)}
+    with process([*command, *(arguments or [])], folder, env) as started:
         assert started.stdout is not None
         line = started.stdout.readline()
         assert line, "the stand-in did not start"

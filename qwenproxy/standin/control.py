@@ -11,17 +11,21 @@ from starlette.routing import BaseRoute, Route
 
 from .faults import NAMES
 from .memory import Counters, Options, Records, Session, Turn
+from .objects import Objects
 from .signins import SignIns
 from .talks import read_object
+from .uploads import Uploads
 
 FIXED_OPTIONS = ("era",)
 """What the routes are built from cannot change while it runs."""
 
 
 class Control:
-    def __init__(self, records: Records, sign_ins: SignIns) -> None:
+    def __init__(self, records: Records, sign_ins: SignIns, objects: Objects, uploads: Uploads) -> None:
         self._records = records
         self._sign_ins = sign_ins
+        self._objects = objects
+        self._uploads = uploads
 
     def routes(self) -> list[BaseRoute]:
         posts = {
@@ -40,6 +44,7 @@ class Control:
             Route("/__standin__/state", self.state),
             Route("/__standin__/received", self.received),
             Route("/__standin__/turns", self.turns),
+            Route("/__standin__/objects", self.objects),
             Route("/__standin__/challenge", self.challenge),
             *(Route(f"/__standin__/{name}", call, methods=["POST"]) for name, call in posts.items()),
         ]
@@ -71,6 +76,10 @@ class Control:
         """Every turn that was asked since the last reset, oldest first, also of deleted chats."""
         return JSONResponse([_turn(turn) for turn in self._records.asked])
 
+    async def objects(self, request: Request) -> Response:
+        """Every object of the storage, oldest first."""
+        return JSONResponse(self._uploads.objects())
+
     async def challenge(self, request: Request) -> Response:
         """Whether the asking page's sign-in still has to be verified."""
         session = self._sign_ins.session(request)
@@ -96,6 +105,7 @@ class Control:
         """Back to the start: options, chats, counters, faults; sign-ins stay unless `{"sessions": true}`."""
         asked = await read_object(request) or {}
         self._records.forget(sessions=bool(asked.get("sessions")))
+        self._objects.forget()
         return JSONResponse({})
 
     async def expire(self, request: Request) -> Response:

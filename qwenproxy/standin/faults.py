@@ -146,6 +146,7 @@ REFUSALS: dict[str, Refusal] = {
     "parent_gone": _coded("PARENT_NOT_FOUND", "Parent message not found", 404),
     "parent_gone_text": _coded("Bad_Request", "Invalid input chat parent_id 00000000 is not exist."),
     "model_gone": _coded("Not_Found", "Model not found", 404),
+    "sts_refused": _coded("Bad_Request", "No upload now.", message="Upload is not available."),
     "file_gone": _coded("Bad_Request", "Invalid input the file 00000000 is not exist."),
     "bad_request": _coded("Bad_Request", "Internal error, please contact the service provider."),
     "validation": _coded("RequestValidationError", "Field 'chat_id': Field required"),
@@ -484,7 +485,9 @@ DIALOG = "dialog"
 """The page shows a verification and the call hangs until somebody solves it (protocol §6.3.3)."""
 STALL = "hang_before_head"
 """The one spoiler that calls without a stream know too."""
-NAMES = frozenset((*REFUSALS, *SPOILERS, DIALOG))
+FILES = ("oss_error", "oss_slow", "oss_severed", "oss_wrong_crc", "parse_failed", "parse_hangs")
+"""What strikes uploads: `on` is `storage` for the first four, else `parse`; `sts` takes the refusals."""
+NAMES = frozenset((*REFUSALS, *SPOILERS, DIALOG, *FILES))
 
 
 def challenged(request: Request, session: Session) -> Response:

@@ -51,6 +51,7 @@ async def serve_http2(
             finally:
                 standin.close_streams()
                 server.stop()  # type: ignore[no-untyped-call]
+                standin.close()
                 # granian waits for idle connections without end.
                 group.cancel_scope.deadline = current_time() + CLOSING_S
 

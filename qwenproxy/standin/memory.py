@@ -65,6 +65,14 @@ class Options:
     too_long_code: str = "Bad_Request"
     """The code of a prompt over the limit: no source knows it (protocol §6.2)."""
     pieces_per_s: float = 45.0
+    storage_endpoint: str = "oss-accelerate.aliyuncs.com"
+    """What a ticket names, as the real one does; the storage itself is served by the site's port."""
+    sts_s: float = 3600.0
+    """Seconds that a ticket's credentials live."""
+    link_s: float = 300.0
+    """Seconds that a file's signed address is good (protocol §9.1)."""
+    parse_s: float = 0.2
+    """Seconds until a document is read."""
     history: Literal["map", "array"] = "array"
     """Where `GET /chats/{id}` puts the messages: map until July, array since August (protocol §8)."""
 
@@ -184,6 +192,8 @@ class Records:
     activated: set[str] = field(default_factory=set)
     closing: bool = False
     first_options: Options = field(init=False)
+    site: str = ""
+    """Where the site is served."""
     streams: dict[int, Turn] = field(default_factory=dict)
     """Turns whose socket is open."""
 

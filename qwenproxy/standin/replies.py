@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 ACTUAL_STATUS = "x-actual-status-code"
 """Carries the application's status while the wire says 200 (protocol §0.2)."""
+EDGE = "standin.edge"
+"""In the scope of a call that the application does not answer: no `x-actual-status-code` then."""
 WAF_PAGE = (
     '<!doctypehtml><html><head><meta name="aliyun_waf_aa" content="stand-in">'
     "<title>Access Verification</title></head><body><h1>Access Verification</h1>"
@@ -50,13 +52,13 @@ class EdgeJSON(JSONResponse):
     """An answer of the gateway before the application: it has no `x-actual-status-code`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["standin.edge"] = True
+        scope[EDGE] = True
         await super().__call__(scope, receive, send)
 
 
 class EdgeHTML(HTMLResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["standin.edge"] = True
+        scope[EDGE] = True
         await super().__call__(scope, receive, send)
 
 

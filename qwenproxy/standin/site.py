@@ -31,10 +31,13 @@ from .control import Control
 from .faults import DIALOG, REFUSALS, STALL, challenged, stalled
 from .marks import Switch
 from .memory import Options, Records, Session
+from .objects import Objects
 from .pages import Pages
-from .replies import ACTUAL_STATUS, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
+from .replies import ACTUAL_STATUS, EDGE, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
 from .signins import Handler, SignIns
+from .storage import NOTED_QUERY, PREFIX, Storage
 from .talks import Talks
+from .uploads import Uploads
 
 GUEST_MODELS = 3
 """Models that `/api/v2/models/` shows without a sign-in (protocol §7)."""
@@ -80,7 +83,10 @@ class Standin:
         self._talks = Talks(self.records)
         self._chats = Chats(self.records)
         self._pages = Pages(self.records, self._sign_ins)
-        control = Control(self.records, self._sign_ins).routes()
+        self._objects = Objects()
+        self._storage = Storage(self._objects, self._queued)
+        self._uploads = Uploads(self.records, self._objects)
+        control = Control(self.records, self._sign_ins, self._objects, self._uploads).routes()
         site = [*control, *self._site_routes()]
         own = self._sign_ins.auth_routes(self._faulted)
         auth = [*control, *own]
@@ -121,6 +127,7 @@ class Standin:
                 self.close_streams()
                 for server in servers:
                     server.should_exit = True
+        self.close()
         if failure is not None:
             raise failure
 
@@ -128,12 +135,17 @@ class Standin:
         """Tells the stand-in at which addresses it is served."""
         self.addresses = Addresses(site, auth or site)
         self._pages.auth = self.addresses.auth
+        self.records.site = site
 
     def close_streams(self) -> None:
         """Ends every open answer where it is, so that a server can stop."""
         self.records.closing = True
         for turn in self.records.streams.values():
             turn.interrupted.set()
+
+    def close(self) -> None:
+        """Removes what lies on disk."""
+        self._objects.forget()
 
     def _router(self, scope: Scope) -> Router:
         if self.addresses.site == self.addresses.auth:
@@ -167,7 +179,7 @@ class Standin:
         headers: list[tuple[bytes, bytes]] = list(message.get("headers", []))
         names = {name.lower(): value for name, value in headers}
         more = {**shared, "cache-control": "no-cache", "x-frame-options": "SAMEORIGIN"}
-        if not scope.get("standin.edge"):
+        if not scope.get(EDGE):
             actual = names.get(ACTUAL_STATUS.encode(), str(message["status"]).encode()).decode()
             more |= {
                 ACTUAL_STATUS: actual,
@@ -202,19 +214,21 @@ class Standin:
 
     async def _noted(self, request: Request) -> bool:
         """Keeps what came in; False when the client left before its body was whole."""
-        if not request.url.path.startswith("/api/"):
+        path = request.url.path
+        if not path.startswith(("/api/", PREFIX)):
             return True
-        try:
-            body = await request.body()
-        except ClientDisconnect:
-            return False
-        text = _without_secrets(body)
-        query = f"?{request.url.query}" if request.url.query else ""
+        text, query = None, _harmless(request.url.query)
+        if path.startswith("/api/"):
+            try:
+                text = _without_secrets(await request.body())
+            except ClientDisconnect:
+                return False
+            query = request.url.query
         headers = {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
         note = {
             "number": next(self._numbers),
             "method": request.method,
-            "path": request.url.path + query,
+            "path": f"{path}?{query}" if query else path,
             **self._whose(request, text),
             "headers": headers,
             "bearer": bool(self._sign_ins.bearer(request)),
@@ -250,6 +264,8 @@ class Standin:
             *self._pages.routes(),
             *self._sign_ins.site_routes(self._faulted),
             *self._boot_routes(),
+            *self._storage.routes(),
+            *self._file_routes(),
             Route("/api/models", self._open_models),
             Route("/api/v2/models/", self._faulted("models", self._models)),
             Route("/api/v2/chats/new", guard("new", chats.new), methods=["POST"]),
@@ -272,6 +288,21 @@ class Standin:
                 guard("stop", lambda request, who: talks.stop(request, who.account)),
                 methods=["POST"],
             ),
+        ]
+
+    def _file_routes(self) -> list[BaseRoute]:
+        """Protocol §9; a failed reading is a fault of `parse`."""
+        uploads, guard = self._uploads, self._guarded
+
+        async def parse(request: Request) -> Response:
+            faults: list[Switch] = []
+            return await guard("parse", lambda again, who: uploads.parse(again, who, faults), faults)(request)
+
+        return [
+            Route("/api/v2/files/getstsToken", guard("sts", uploads.ticket), methods=["POST"]),
+            Route("/api/v2/files/parse", parse, methods=["POST"]),
+            Route("/api/v2/files/parse/status", guard("parse_status", uploads.parsed), methods=["POST"]),
+            Route("/api/v2/files/getfilelink", guard("link", uploads.fresh), methods=["POST"]),
         ]
 
     def _boot_routes(self) -> list[BaseRoute]:
@@ -329,8 +360,11 @@ class Standin:
             request, session, self._queued(request, "completions", session.account)
         )
 
-    def _guarded(self, kind: str, handler: Guarded) -> Handler:
-        """The handler behind the checks that all writes share, and behind the queued faults."""
+    def _guarded(self, kind: str, handler: Guarded, struck: list[Switch] | None = None) -> Handler:
+        """The handler behind the checks that all writes share, and behind the queued faults.
+
+        Those that are the handler's own business are put into `struck`.
+        """
 
         async def guarded(request: Request) -> Response:
             session = self._session_or_refusal(request)
@@ -343,6 +377,8 @@ class Standin:
                     return REFUSALS[switch.name](request, switch)
                 if switch.name == STALL:
                     await stalled(request, switch)
+                if struck is not None:
+                    struck.append(switch)
             return await handler(request, session)
 
         return guarded
@@ -467,6 +503,12 @@ def _replayed(request: Request, receive: Receive) -> Receive:
         return {"type": "http.request", "body": await request.body(), "more_body": False}
 
     return replay
+
+
+def _harmless(query: str) -> str:
+    """A query without what opens a door."""
+    pairs = (pair for pair in query.split("&") if pair.partition("=")[0] in NOTED_QUERY)
+    return "&".join(pairs)
 
 
 def _without_secrets(body: bytes) -> Any:
