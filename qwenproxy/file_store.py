@@ -322,5 +322,7 @@ def _shown(name: str, type_: str) -> str:
     last = _UNSHOWN.sub("", re.split(r"[/\\]", name)[-1]).strip()
     if not last.strip(". "):
         last = "file" + extension_of(type_)
-    ending = PurePosixPath(last).suffix[:ENDING_CHARACTERS]
+    ending = PurePosixPath(last).suffix
+    if len(ending) > ENDING_CHARACTERS:
+        return last[:NAME_CHARACTERS]
     return last.removesuffix(ending)[: NAME_CHARACTERS - len(ending)] + ending
