@@ -27,18 +27,19 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
-    "audio film "
+    "audio film public_address data_url dialects.parts "
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "incoming "
     "accounts.healing questions dashboard api_keys database history_index",
     "file_store "
-    "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
+    "media_rows ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
+    "remote_file "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "accounts.pool exports server.guard server.patience",
+    "attachments accounts.pool exports server.guard server.patience",
     "server.access library kept_chats",
     "conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page",
@@ -86,6 +87,9 @@ PURE = {
     "dialects.openai_chat",
     "dialects.native",
     "exports",
+    "dialects.parts",
+    "data_url",
+    "public_address",
 }
 IMPURE = {
     *("asyncio", "anyio", "fastapi", "starlette", "uvicorn", "playwright", "filelock", "os", "pathlib"),

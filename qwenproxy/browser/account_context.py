@@ -57,6 +57,8 @@ SAVE_AGAIN_S = 5.0
 """Seconds until a disk that failed is tried again."""
 LOOK_AGAIN_S = 0.5
 """Seconds until a browser that could not tell, because its page navigated, is asked again."""
+COOKIES_S = 5.0
+"""Seconds for the browser to tell the cookies of one address; usually 2 ms."""
 LIVED_S = 5.0
 """A page that is lost younger counts as a failed opening."""
 BACK_OFF_LIMIT_S = 60.0
@@ -315,6 +317,16 @@ class AccountContext:
         if kept is not False:
             self._on_disk, self._unkept = mark, None
         return True
+
+    async def cookies(self, url: str) -> dict[str, str]:
+        """What the browser would send to `url` as this account; no page is opened for it.
+
+        Raises: AccountGone, TokenRejected, BrowserMissing, BrowserLost.
+        """
+        context = await self._usable_context()
+        with reaching("the browser", COOKIES_S):
+            found = await context.cookies(url)
+        return {cookie["name"]: cookie["value"] for cookie in found}
 
     async def renew(self, rejected: str) -> bool:
         """Raises: AccountGone, TokenRejected, Unreachable, BrowserMissing, BrowserLost."""

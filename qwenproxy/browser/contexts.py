@@ -97,6 +97,13 @@ class BrowserTransport:
             self._replace(account_id, account)
         await self._page(account_id)
 
+    async def cookies(self, account_id: str, url: str) -> dict[str, str]:
+        """What the browser would send to `url` as this account. It must be an account that there is.
+
+        Raises: AccountGone, TokenRejected, BrowserMissing, BrowserLost.
+        """
+        return await self._account(account_id).cookies(url)
+
     def ready(self, account_id: str) -> bool:
         account = self._accounts.get(account_id)
         return account is not None and account.page is not None and account.page.lost is None
