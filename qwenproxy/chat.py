@@ -7,7 +7,7 @@ A failure is an exception, never a delta, so that no `match` can forget it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Role = Literal["system", "user", "assistant"]
@@ -40,6 +40,8 @@ class Attachment:
     url: str
     name: str = ""
     """As the client calls the file."""
+    place: str = field(default="", compare=False)
+    """Where the request has it, such as messages[0].content[1]; "" when it is of an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)

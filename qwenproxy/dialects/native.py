@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 from qwenproxy.chat import (
-    AttachmentKind,
+    Attachment,
     ChatRequest,
     ConversationRef,
     Delta,
@@ -28,12 +27,12 @@ from qwenproxy.chat import (
 from qwenproxy.clock import Clock
 from qwenproxy.dialects.base import Encoder, Json, frame, json_text
 from qwenproxy.dialects.openai_chat import OpenAIChat
+from qwenproxy.dialects.parts import part_of, text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
-from qwenproxy.transcript import message_of
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "message": "a string, or a list of parts: text, image, file",
+        "message": "a string, or a list of parts: text, and those of *Files and pictures*",
         "messages": "instead of `message`: the last one of a user counts, in a new chat the system's too",
         "chatId": "the chat to go on with, also `chat_id` or `conversation_id`; none: a new one",
         "parentId": "the answer to go on from, also `parent_id`; none: the last one",
@@ -49,11 +48,6 @@ OWN_NAMES: Final = frozenset(
 )
 ANY_MESSAGES: Final[tuple[Json, ...]] = ({"role": "user", "content": "in place of those read here"},)
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
-LINKS: Final[Mapping[str, AttachmentKind]] = MappingProxyType(
-    {"image": "image", "image_url": "image", "file": "file"}
-)
-"""Parts that carry an address, under the name of their type."""
-URL_CHARACTERS: Final = 8192
 
 
 class NativeChat:
@@ -161,47 +155,24 @@ def error_body(error: QwenProxyError, chat_id: str = "") -> Json:
 
 
 def content_of(raw: Any, place: str) -> str | list[Json]:
-    """A message's content as it is kept: text, or the seed's parts. OpenAI's pictures become the seed's.
+    """A message's content as it is kept: text, or the seed's parts; others become those.
 
     Raises:
         BadRequest: it is neither.
         UnsupportedParameter: a part that cannot be sent, such as a picture that is no address.
+        UnknownFile: an id that is none of ours.
     """
     if isinstance(raw, str):
         return raw
     if not isinstance(raw, list) or not raw:
         raise BadRequest(f"{place} must be a string or a list of parts", param=place)
-    return [_part(part, f"{place}[{index}]") for index, part in enumerate(raw)]
+    return [_kept(part_of(part, f"{place}[{index}]")) for index, part in enumerate(raw)]
 
 
-def _part(raw: Any, place: str) -> Json:
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    if not isinstance(kind, str):
-        raise BadRequest(f"{place} must be a part with its type", param=place)
-    if kind == "text":
-        if not isinstance(raw.get("text"), str):
-            raise BadRequest(f"{place} must be a part of type text, with its text", param=place)
-        return {"type": "text", "text": raw["text"]}
-    if kind not in LINKS:
-        raise UnsupportedParameter(
-            f"{place}: a part is text, image or file here, not {kind[:40]}", param=place
-        )
-    return {"type": LINKS[kind], LINKS[kind]: _url(raw.get(kind), place)}
-
-
-def _url(raw: Any, place: str) -> str:
-    url = raw.get("url") if isinstance(raw, dict) else raw
-    if not isinstance(url, str) or not url:
-        raise BadRequest(f"{place} must hold an address", param=place)
-    try:
-        split = urlsplit(url)
-    except ValueError:
-        raise BadRequest(f"{place} holds an address that cannot be used", param=place) from None
-    if split.scheme not in {"http", "https"}:
-        raise UnsupportedParameter(f"{place}: only http and https addresses can be sent", param=place)
-    if not split.netloc or len(url) > URL_CHARACTERS or not url.isprintable() or " " in url:
-        raise BadRequest(f"{place} holds an address that cannot be used", param=place)
-    return url
+def _kept(part: str | Attachment) -> Json:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": part.kind, part.kind: part.url}
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -226,7 +197,7 @@ def _messages(body: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _message(role: Role, raw: Any, place: str) -> Message:
-    message = message_of(role, content_of(raw, place))
+    message = Message(role, *text_and_attachments(raw, place))
     if role == "user" and not message.text.strip() and not message.attachments:
         raise BadRequest(f"{place} is empty", param=place)
     return message

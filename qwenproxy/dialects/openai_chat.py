@@ -28,6 +28,7 @@ from qwenproxy.chat import (
 )
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Json, frame, json_text
+from qwenproxy.dialects.parts import text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
 
 Treatment = Literal["honoured", "ignored", "refused"]
@@ -42,7 +43,7 @@ DONE: Final = "data: [DONE]\n\n"
 
 PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
     {
-        "messages": ("honoured", "text only; pictures, files and audio are refused"),
+        "messages": ("honoured", "text, and the parts of *Files and pictures*"),
         "model": ("honoured", "none: `qwen`, the default model"),
         "stream": ("honoured", ""),
         "stream_options": ("honoured", "`include_usage`"),
@@ -126,9 +127,8 @@ ROLES: Final[Mapping[str, Role]] = MappingProxyType(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 )
 TOOL_ROLES: Final = frozenset({"tool", "function"})
-MEDIA_PARTS: Final = frozenset(
-    {"image_url", "image", "input_image", "input_audio", "audio", "file", "input_file", "video_url", "video"}
-)
+TEXTS: Final = ("text", "refusal")
+"""Parts of a message that are text."""
 ERROR_TYPES: Final[Mapping[int, str]] = MappingProxyType(
     {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 )
@@ -338,7 +338,8 @@ def _messages(given: Mapping[str, Any]) -> tuple[Message, ...]:
     if not isinstance(raw, list) or not raw:
         raise BadRequest("messages must be a list with at least one message", param="messages")
     messages = tuple(_message(message, f"messages[{place}]") for place, message in enumerate(raw))
-    if not any(message.text and message.role != "system" for message in messages):
+    said = (message for message in messages if message.role != "system")
+    if not any(message.text or message.attachments for message in said):
         raise BadRequest("messages hold no text of a user or an assistant", param="messages")
     return messages
 
@@ -354,29 +355,10 @@ def _message(raw: Any, place: str) -> Message:
     for name in ("tool_calls", "function_call", "audio"):
         if raw.get(name):
             raise UnsupportedParameter(f"{place}.{name} is not supported here", param=f"{place}.{name}")
-    return Message(ROLES[role], _content(raw.get("content"), role, f"{place}.content"))
-
-
-def _content(raw: Any, role: str, place: str) -> str:
-    if isinstance(raw, str):
-        return raw
-    if raw is None and role == "assistant":
-        return ""
-    if not isinstance(raw, list):
-        raise BadRequest(f"{place} must be a string or a list of parts", param=place)
-    return "\n".join(_part(part, f"{place}[{index}]") for index, part in enumerate(raw))
-
-
-def _part(raw: Any, place: str) -> str:
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    if isinstance(kind, str) and kind in MEDIA_PARTS:
-        raise UnsupportedParameter(
-            f"{place}: only text is supported in this version, not {kind}", param=place
-        )
-    text = raw.get(kind) if isinstance(raw, dict) and kind in ("text", "refusal") else None
-    if not isinstance(text, str):
-        raise BadRequest(f"{place} must be a part of type text, with its text", param=place)
-    return text
+    content = raw.get("content")
+    if content is None and role == "assistant":
+        return Message("assistant", "")
+    return Message(ROLES[role], *text_and_attachments(content, f"{place}.content", TEXTS))
 
 
 def _answer_id(started: Started) -> str:
