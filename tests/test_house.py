@@ -15,7 +15,7 @@ import pytest
 from starlette.routing import Route
 
 from qwenproxy import errors
-from qwenproxy.dialects import native
+from qwenproxy.dialects import native, openai_images
 from qwenproxy.dialects.openai_chat import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, create_app
@@ -33,18 +33,23 @@ LAYERS = (
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
     "incoming "
     "accounts.healing questions dashboard api_keys database history_index",
-    "file_store "
-    "media_rows ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
+    "file_store video_tasks dialects.openai_videos dialects.openai_speech "
+    "media_rows "
+    "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
-    "remote_file "
+    "media showing dialects.openai_images "
+    "remote_file qwen.videos qwen.speech "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
+    "qwen.storage file_rules copies "
     "attachments accounts.pool exports server.guard server.patience",
+    "qwen.uploads words "
     "server.access library kept_chats",
+    "hosting errands "
     "conversations gateway browser.bridge server.relay checkup live",
-    "browser.site_page",
+    "browser.site_page speech videos",
     "browser.account_context",
-    "browser.contexts server.status_routes server.account_routes server.chat_routes",
+    "browser.contexts server.video_routes server.speech_routes server.status_routes server.account_routes server.chat_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",
@@ -85,6 +90,8 @@ PURE = {
     "qwen.failures",
     "dialects.base",
     "dialects.openai_chat",
+    "dialects.openai_videos",
+    "dialects.openai_speech",
     "dialects.native",
     "exports",
     "dialects.parts",
@@ -316,6 +323,11 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
 def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in PARAMETERS.items()]
+
+
+def test_the_readme_tells_the_parameters_of_drawings() -> None:
+    told = [(row[0].strip("`"), *row[1:]) for row in _table("image-parameters")]
+    assert told == [(name, treatment, why) for name, (treatment, why) in openai_images.PARAMETERS.items()]
 
 
 def test_the_readme_tells_the_parameters_of_chats() -> None:

@@ -27,7 +27,7 @@ from qwenproxy.chat import (
     written,
 )
 from qwenproxy.clock import Clock, SystemClock
-from qwenproxy.dialects.base import Json, frame, json_text
+from qwenproxy.dialects.base import Dialect, Encoder, Json, frame, json_text
 from qwenproxy.dialects.parts import text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
 
@@ -44,6 +44,7 @@ DONE: Final = "data: [DONE]\n\n"
 PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
     {
         "messages": ("honoured", "text, and the parts of *Files and pictures*"),
+        "prompt": ("honoured", "without `messages`: draws, as `/v1/images/generations` does"),
         "model": ("honoured", "none: `qwen`, the default model"),
         "stream": ("honoured", ""),
         "stream_options": ("honoured", "`include_usage`"),
@@ -137,11 +138,15 @@ ERROR_TYPES: Final[Mapping[int, str]] = MappingProxyType(
 class OpenAIChat:
     paths: ClassVar[tuple[str, ...]] = ("/chat/completions",)
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, drawings: Dialect | None = None) -> None:
+        """`drawings` speaks for a request with a `prompt` instead of messages, as seed 000 had it."""
         self._clock = clock or SystemClock()
+        self._drawings = drawings
 
     def parse(self, body: Mapping[str, Any], params: Mapping[str, str]) -> ChatRequest:
         given = {name: value for name, value in body.items() if value is not None}
+        if self._drawings is not None and "prompt" in given and "messages" not in given:
+            return self._drawings.parse(body, params)
         _refuse(given)
         return ChatRequest(
             model=_model(given),
@@ -158,10 +163,14 @@ class OpenAIChat:
             remember=_flag(given, "store") is not False,
         )
 
-    def encoder(self, request: ChatRequest) -> ChunkEncoder:
+    def encoder(self, request: ChatRequest) -> Encoder:
+        if self._drawings is not None and request.drawing is not None:
+            return self._drawings.encoder(request)
         return ChunkEncoder(self._created(), include_usage=request.include_usage)
 
     def reply(self, request: ChatRequest, replies: Sequence[Reply]) -> Json:
+        if self._drawings is not None and request.drawing is not None:
+            return self._drawings.reply(request, replies)
         return {
             "id": _answer_id(replies[0].started),
             "object": "chat.completion",
