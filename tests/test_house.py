@@ -37,7 +37,7 @@ LAYERS = (
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
     "server.responses",
-    "media showing dialects.openai_images "
+    "shelf showing dialects.openai_images "
     "remote_file qwen.videos qwen.speech "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",

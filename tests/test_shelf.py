@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from qwenproxy import media as module
+from qwenproxy import shelf as module
 from qwenproxy.addresses import ServiceHosts
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.clock import SystemClock
@@ -29,8 +29,8 @@ from qwenproxy.errors import (
     UpstreamError,
 )
 from qwenproxy.file_store import FileStore
-from qwenproxy.media import Opened, Shelf
 from qwenproxy.media_rows import MediaRows
+from qwenproxy.shelf import Opened, Shelf
 from tests.serve import free_port, serving
 
 pytestmark = pytest.mark.anyio
