@@ -35,8 +35,8 @@ LAYERS = (
     "accounts.healing questions dashboard api_keys database history_index",
     "file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
-    "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift dialects.openai_chat "
-    "server.responses",
+    "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
+    "dialects.openai_chat server.responses",
     "shelf showing dialects.openai_images "
     "remote_file qwen.videos qwen.speech "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
@@ -47,9 +47,10 @@ LAYERS = (
     "server.access library kept_chats",
     "hosting errands "
     "conversations gateway browser.bridge server.relay checkup live",
-    "browser.site_page speech videos",
+    "browser.site_page speech videos studio",
     "browser.account_context",
-    "browser.contexts server.video_routes server.speech_routes server.status_routes server.account_routes server.chat_routes",
+    "browser.contexts server.video_routes server.speech_routes "
+    "server.status_routes server.account_routes server.chat_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",
