@@ -36,7 +36,7 @@ from qwenproxy.errors import (
 from qwenproxy.janitor import Janitor
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import Model, resolve
-from qwenproxy.qwen.speech import Voice
+from qwenproxy.qwen.speech_service import Voice
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from qwenproxy.errors import FileGone, QwenProxyError, StoreError, UnknownTask, 
 from qwenproxy.janitor import Janitor
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import Model, resolve
-from qwenproxy.qwen.videos import VideoState
+from qwenproxy.qwen.video_service import VideoState
 from qwenproxy.video_tasks import VideoTask, VideoTasks
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ LAYERS = (
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
     "dialects.openai_chat server.responses",
     "shelf showing dialects.openai_images "
-    "remote_file qwen.videos qwen.speech "
+    "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
     "qwen.storage file_rules copies "

@@ -23,7 +23,7 @@ from qwenproxy.dialects.base import Json, frame
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.dialects.openai_speech import SpeechRequest, parse, voices_body
 from qwenproxy.errors import QwenProxyError, ShuttingDown
-from qwenproxy.qwen.speech import Voice
+from qwenproxy.qwen.speech_service import Voice
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone
