@@ -28,15 +28,19 @@ from qwenproxy.browser.site_page import StorageState, state_from_token
 from qwenproxy.checkup import Checkup
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.conversations import Conversations
+from qwenproxy.copies import Copies
 from qwenproxy.errors import AccountGone, QwenProxyError, StoreError
 from qwenproxy.exchanges import Exchanges
+from qwenproxy.file_store import FileStore
 from qwenproxy.gateway import Gateway
 from qwenproxy.guests import Guests
 from qwenproxy.history import History
+from qwenproxy.hosting import Hosting
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
 from qwenproxy.library import Library
 from qwenproxy.qwen.client import QwenClient
+from qwenproxy.qwen.uploads import Uploads
 from qwenproxy.settings import Settings
 from qwenproxy.turn_order import TurnOrder
 
@@ -45,6 +49,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.5
 """Between two looks at the session folder: one `stat` each."""
 REMIND_EVERY = timedelta(days=1)
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Engine:
     registry: Registry
     guests: Guests
     checkup: Checkup
+    files: FileStore
+    hosting: Hosting
 
 
 @asynccontextmanager
@@ -101,8 +108,19 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         return transport.problem() or (usable and "the first account's page is still opening") or None
 
     jitter = secrets.SystemRandom().random
+    files = FileStore(settings.session_dir, clock, most_bytes=settings.max_file_bytes)
+    copies = Copies(settings.session_dir, clock)
+    hosting = Hosting(files, copies, Uploads(client, settings, clock), pool, clock)
     gateway = Gateway(
-        pool, client, janitor, settings, clock, activity=activity, not_ready=not_ready, jitter=jitter
+        pool,
+        client,
+        hosting,
+        janitor,
+        settings,
+        clock,
+        activity=activity,
+        not_ready=not_ready,
+        jitter=jitter,
     )
     history = History(settings.session_dir, clock)
     exchanges = Exchanges(settings.session_dir, clock, most=settings.remember_answers)
@@ -118,15 +136,28 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         keeps_chats=settings.keep_chats,
     )
     library = Library(history, turns, janitor.discard, pool.knows, clock)
-    with closing(history), closing(exchanges):
+    with closing(history), closing(exchanges), closing(copies):
         async with transport, janitor.at_work(), anyio.create_task_group() as tasks:
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
             tasks.start_soon(conversations.forget_unwanted)
             tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)
             tasks.start_soon(guests.keep_few)
+            tasks.start_soon(_tidy, files, settings.keep_files_days)
             checkup = Checkup(pool, registry, client.who, clock)
-            yield Engine(gateway, conversations, library, registry, guests, checkup)
+            yield Engine(gateway, conversations, library, registry, guests, checkup, files, hosting)
             tasks.cancel_scope.cancel()
+
+
+async def _tidy(files: FileStore, days: int) -> None:
+    """Deletes files that nobody needs, now and once a day, until cancelled."""
+    while True:
+        try:
+            gone = await run_sync(files.sweep, days)
+            if gone:
+                log.info("%d files of messages, unused for %d days, were deleted", gone, days)
+        except StoreError as exc:
+            log.warning("files that nobody needs could not be deleted: %s", exc)
+        await anyio.sleep(DAY_S)
 
 
 async def _warm_up(

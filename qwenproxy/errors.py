@@ -3,6 +3,7 @@
 QwenProxyError                      500 internal_error
 ├── CallerError                     400 invalid_request        the request itself is at fault; never retried
 │   ├── BadRequest                  400 invalid_request
+│   │   └── FileGone                400 invalid_request        the account has no such file (any more)
 │   ├── UnsupportedParameter        400 unsupported_parameter
 │   ├── ContentBlocked              400 content_blocked        the service's moderation refused it
 │   ├── ContextTooLong              400 context_length_exceeded
@@ -75,6 +76,10 @@ class CallerError(QwenProxyError):
 
 
 class BadRequest(CallerError):
+    pass
+
+
+class FileGone(BadRequest):
     pass
 
 

@@ -3,6 +3,9 @@
 A request with a `home` goes to the account and the chat that know its conversation, with its last message
 alone; where that cannot be, it is told whole to a fresh chat like any other. Its chats are not tidied away.
 
+What is attached is brought to the account that answers before it is asked (`hosting.py`). What is too large
+for one message goes there as a text document, and a pointer to it is said instead (protocol §13).
+
 Retries, at most three, happen only while nothing has been given out, and repeat the same request whole:
 
 | failure | what follows |
@@ -10,6 +13,8 @@ Retries, at most three, happen only while nothing has been given out, and repeat
 | chat busy | the same chat again |
 | chat or parent missing, the service unreachable | one fresh chat |
 | empty answer, internal error, 5xx, broken off, browser lost | one fresh chat, then one other account |
+| a file that could not be uploaded | once more, then one other account |
+| the account has lost an attached file | it is uploaded there again, once |
 | limit, human check, sign-in gone | another account; this one is out of turn |
 | the account was deleted meanwhile | another account |
 | anything the caller did, a time-out, an unknown protocol | none |
@@ -20,37 +25,40 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from typing import Protocol
 
 import anyio
 
 from qwenproxy.accounts.pool import AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
-from qwenproxy.chat import ChatRequest, Delta, Home, Started, UpstreamChat
+from qwenproxy.chat import ChatRequest, Delta, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     AccountGone,
     BrowserLost,
     ChatBusy,
     ChatGone,
+    ContextTooLong,
     EmptyAnswer,
+    FileGone,
     LimitReached,
     NeedsHuman,
     NoAccount,
+    ParallelLimited,
     QwenProxyError,
     Severed,
     TokenRejected,
     Unreachable,
+    UploadFailed,
     UpstreamError,
 )
 from qwenproxy.janitor import Janitor
 from qwenproxy.limits import Cutter, Meter
 from qwenproxy.qwen.client import Turn
-from qwenproxy.qwen.models import BUILT_IN, Model, resolve
-from qwenproxy.qwen.payload import fold
+from qwenproxy.qwen.models import BUILT_IN, Model
 from qwenproxy.settings import Settings
+from qwenproxy.words import Drawn, Hosting, Upstream, Words, model_of
 
 log = logging.getLogger(__name__)
 
@@ -72,21 +80,12 @@ RETRIED = "retried"
 HEADLESS_HINT = "a visible window is asked less often: QWENPROXY_HEADLESS=0 gives one"
 
 
-class Upstream(Protocol):
-    async def models(self, account_id: str) -> tuple[Model, ...]: ...
-
-    async def new_chat(self, account_id: str, model: Model) -> str: ...
-
-    def check_size(self, turn: Turn) -> None: ...
-
-    def stream(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]: ...
-
-
 class Gateway:
     def __init__(
         self,
         pool: Pool,
         upstream: Upstream,
+        hosting: Hosting,
         janitor: Janitor,
         settings: Settings,
         clock: Clock,
@@ -98,6 +97,7 @@ class Gateway:
         self._pool = pool
         self._activity = activity
         self._upstream = upstream
+        self._hosting = hosting
         self._janitor = janitor
         self._settings = settings
         self._clock = clock
@@ -138,19 +138,21 @@ class Gateway:
 
         `only` are the guests that may answer it, instead of the accounts.
         """
-        settings = self._settings
         with self._activity.begin(request.model) as inside:
             live = await self.models()
-            model = resolve(
-                request.model, live, default=settings.default_model, unknown=settings.unknown_model
-            )
+            model = model_of(request, live, self._settings)
             inside.model = model.id
-            words = _Words(request, model, secrets.token_hex(6))
-            self._upstream.check_size(words.turn)
+            files = await self._hosting.files(request.messages)
+            words = Words(request, model, live, files, secrets.token_hex(6), most=self._settings.max_files)
             cutter = Cutter(request.stop, request.max_tokens)
             meter = Meter(words.turn.prompt)
-            async with aclosing(self._on_accounts(words, inside, only)) as deltas:
+            drawn = Drawn(request)
+            async with (
+                AsyncExitStack() as documents,
+                aclosing(self._on_accounts(words, documents, inside, only)) as deltas,
+            ):
                 async for delta in deltas:
+                    drawn.check(delta)
                     for piece in cutter.push(delta):
                         yield meter.read(piece)
                     if cutter.done:
@@ -159,19 +161,25 @@ class Gateway:
                 self._activity.serve(inside.account_id)
 
     async def _on_accounts(
-        self, words: _Words, inside: InFlight, only: frozenset[str] | None
+        self,
+        words: Words,
+        documents: AsyncExitStack,
+        inside: InFlight,
+        only: frozenset[str] | None,
     ) -> AsyncGenerator[Delta]:
+        await self._fit(words, documents)
         attempts = _Attempts(self._jitter)
-        model = words.model.id
+        model = words.limited_as
+        prefer = words.account_id or await self._hosting.holder(words.turn.attachments)
         tried: frozenset[str] = frozenset()
         last: QwenProxyError | None = None
         while True:
             try:
                 async with self._pool.lease(
-                    tried, model=model, request=inside, only=only, prefer=words.account_id
+                    tried, model=model, request=inside, only=only, prefer=prefer
                 ) as account_id:
                     inside.account_id = account_id
-                    async with aclosing(self._on_account(account_id, words, attempts)) as deltas:
+                    async with aclosing(self._on_account(account_id, words, documents, attempts)) as deltas:
                         async for delta in deltas:
                             self._note(inside)
                             yield delta
@@ -221,19 +229,21 @@ class Gateway:
             log.warning("account %s was asked for a human check; %s", account_id, HEADLESS_HINT)
         return NeedsHuman(f"{message}; {HEADLESS_HINT}")
 
-    async def _on_account(self, account_id: str, words: _Words, attempts: _Attempts) -> AsyncGenerator[Delta]:
+    async def _on_account(
+        self, account_id: str, words: Words, documents: AsyncExitStack, attempts: _Attempts
+    ) -> AsyncGenerator[Delta]:
         if words.twin is not None and words.twin.account_id != account_id:
-            self._leave(words, self._pool.why_away(words.twin.account_id, words.model.id) or RETRIED)
+            why = self._pool.why_away(words.twin.account_id, words.limited_as) or RETRIED
+            await self._leave(words, documents, why)
         chat = words.twin
         given = False
         try:
             while True:
                 try:
+                    turn = await self._hosted(account_id, words)
                     if chat is None:
-                        chat = await self._janitor.fresh(
-                            account_id, lambda: self._upstream.new_chat(account_id, words.model)
-                        )
-                    async with aclosing(self._upstream.stream(account_id, chat.id, words.turn)) as deltas:
+                        chat = await self._fresh(account_id, turn)
+                    async with aclosing(self._said(account_id, chat, turn)) as deltas:
                         async for delta in deltas:
                             given = True
                             yield words.placed(delta, account_id)
@@ -241,21 +251,69 @@ class Gateway:
                 except QwenProxyError as exc:
                     if given or not self._pool.knows(account_id) or not attempts.here(exc):
                         raise
-                    if chat is not None and not isinstance(exc, ChatBusy):
-                        self._let_go(chat, words)
-                        chat = None
-                        self._leave(words, TWIN_GONE if isinstance(exc, ChatGone) else RETRIED)
+                    if isinstance(exc, FileGone):
+                        await self._forget(exc, account_id, words)
+                    elif not isinstance(exc, ChatBusy | UploadFailed):
+                        left, chat = chat, None
+                        await self._give_up(left, exc, words, documents)
                 await attempts.pause()
         finally:
             if chat is not None and not (given and words.stays):
                 self._let_go(chat, words)
 
-    def _leave(self, words: _Words, why: str) -> None:
-        """Raises: ContextTooLong. What was too long to be told at once may be there as a twin."""
-        if words.leave(why):
-            self._upstream.check_size(words.turn)
+    async def _hosted(self, account_id: str, words: Words) -> Turn:
+        """What is to be said, with its files as the account has them."""
+        attachments = words.turn.attachments
+        if not attachments:
+            return words.turn
+        return replace(words.turn, attachments=await self._hosting.hosted(account_id, attachments))
 
-    def _let_go(self, chat: UpstreamChat, words: _Words) -> None:
+    async def _fresh(self, account_id: str, turn: Turn) -> UpstreamChat:
+        return await self._janitor.fresh(
+            account_id, lambda: self._upstream.new_chat(account_id, turn.model, turn.chat_type)
+        )
+
+    async def _said(self, account_id: str, chat: UpstreamChat, turn: Turn) -> AsyncGenerator[Delta]:
+        try:
+            async with aclosing(self._upstream.stream(account_id, chat.id, turn)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except LimitReached as exc:
+            if turn.draws and not isinstance(exc, ParallelLimited):
+                exc.model_only = True  # drawings are counted apart (protocol §13): the account talks on
+            raise
+
+    async def _forget(self, exc: FileGone, account_id: str, words: Words) -> None:
+        """The account does not have a file that we thought it has: it is uploaded there again."""
+        if not await self._hosting.forget(account_id, words.turn.attachments):
+            raise exc
+
+    async def _give_up(
+        self, chat: UpstreamChat | None, exc: QwenProxyError, words: Words, documents: AsyncExitStack
+    ) -> None:
+        """The next try is in a fresh chat."""
+        if chat is not None:
+            self._let_go(chat, words)
+            await self._leave(words, documents, TWIN_GONE if isinstance(exc, ChatGone) else RETRIED)
+
+    async def _leave(self, words: Words, documents: AsyncExitStack, why: str) -> None:
+        """Raises: ContextTooLong, UnsupportedFile. What is told at once may be more than a message."""
+        if words.leave(why):
+            await self._fit(words, documents)
+
+    async def _fit(self, words: Words, documents: AsyncExitStack) -> None:
+        """What is too large for a message is said as a document from here on. Raises: ContextTooLong."""
+        if self._upstream.fits(words.turn):
+            return
+        if words.draws or not words.model.document:
+            raise ContextTooLong(
+                f"the prompt is too long: {words.model.id} gets "
+                f"{self._settings.max_prompt_bytes} bytes at most (QWENPROXY_MAX_PROMPT_BYTES)",
+                param="messages",
+            )
+        words.point_to(await documents.enter_async_context(self._hosting.document(words.turn.prompt)))
+
+    def _let_go(self, chat: UpstreamChat, words: Words) -> None:
         """A conversation's twin is its owner's affair."""
         if chat != words.twin:
             self._janitor.done(chat)
@@ -269,50 +327,6 @@ class Gateway:
         return BUILT_IN, MODELS_BUILT_IN_S
 
 
-class _Words:
-    """What a request says upstream: all of it to a fresh chat, only the last to one that knows the rest."""
-
-    def __init__(self, request: ChatRequest, model: Model, nonce: str) -> None:
-        home = request.home or Home()
-        self.model = model
-        self.account_id = home.account_id
-        """Who answers, as long as it may."""
-        self.twin = UpstreamChat(home.chat_id, home.account_id) if home.chat_id else None
-        """The chat that knows the rest, until it is left."""
-        self.stays = request.home is not None
-        """Whether the chat that answers belongs to a conversation."""
-        self._request = request
-        self._response_id = home.response_id
-        self._nonce = nonce
-        self._left = ""
-        self.turn = self._turn()
-        """What is to be said now."""
-
-    def leave(self, why: str) -> bool:
-        """From here on everything is told to a fresh chat; whether that is new."""
-        if self.twin is None:
-            return False
-        self.twin, self._left = None, why
-        self.turn = self._turn()
-        return True
-
-    def _turn(self) -> Turn:
-        messages = self._request.messages if self.twin is None else self._request.messages[-1:]
-        return Turn(
-            self.model,
-            fold(messages, self._nonce),
-            self._request.thinking,
-            self._request.thinking_budget,
-            None if self.twin is None else self._response_id,
-            tuple(attachment for message in messages for attachment in message.attachments),
-        )
-
-    def placed(self, delta: Delta, account_id: str) -> Delta:
-        if isinstance(delta, Started):
-            return replace(delta, account_id=account_id, rebuilt=self._left)
-        return delta
-
-
 class _Attempts:
     """What one request may still try."""
 
@@ -321,12 +335,16 @@ class _Attempts:
         self._pauses_s = list(RETRY_PAUSES_S)
         self._fresh_chat = True
         self._other_account = True
+        self._upload_again = True
 
     def here(self, exc: QwenProxyError) -> bool:
         """Whether to try again on the same account."""
         if not self._pauses_s:
             return False
         if isinstance(exc, ChatBusy):
+            return True
+        if self._upload_again and isinstance(exc, FileGone):
+            self._upload_again = False
             return True
         if self._fresh_chat and (_passing(exc) or isinstance(exc, ChatGone | Unreachable)):
             self._fresh_chat = False
@@ -351,4 +369,4 @@ class _Attempts:
 
 def _passing(exc: QwenProxyError) -> bool:
     """Failures that the next chat may not have."""
-    return isinstance(exc, EmptyAnswer | Severed | BrowserLost) or type(exc) is UpstreamError
+    return isinstance(exc, EmptyAnswer | Severed | BrowserLost | UploadFailed) or type(exc) is UpstreamError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,8 +16,23 @@ from qwenproxy import gateway as gateway_module
 from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import Activity
-from qwenproxy.chat import ChatRequest, Delta, Finished, Home, Message, Started, Text, fold
+from qwenproxy.addresses import file_address
+from qwenproxy.caller import ANYBODY, Caller
+from qwenproxy.chat import (
+    Attachment,
+    ChatRequest,
+    Delta,
+    Drawing,
+    Finished,
+    Home,
+    Media,
+    Message,
+    Started,
+    Text,
+    fold,
+)
 from qwenproxy.clock import SystemClock
+from qwenproxy.copies import Copies
 from qwenproxy.errors import (
     AccountGone,
     AllWaiting,
@@ -27,6 +43,8 @@ from qwenproxy.errors import (
     ContentBlocked,
     ContextTooLong,
     EmptyAnswer,
+    FileGone,
+    GenerationFailed,
     LimitReached,
     NeedsHuman,
     NoAccount,
@@ -34,21 +52,29 @@ from qwenproxy.errors import (
     QwenProxyError,
     Severed,
     TokenRejected,
+    UnknownFile,
     UnknownModel,
     Unreachable,
+    UnsupportedFile,
+    UploadFailed,
     UpstreamError,
     UpstreamTimeout,
 )
+from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.gateway import Gateway
+from qwenproxy.hosting import Hosting
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
 from qwenproxy.qwen.client import Turn
+from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import BUILT_IN, Model
 from qwenproxy.settings import Settings
+from tests.uploading import ScriptedUploads
 
 pytestmark = pytest.mark.anyio
 
 End: TypeAlias = QwenProxyError | Callable[[str], QwenProxyError | None] | None
+PNG = b"\x89PNG\r\n\x1a\n" + b"cat" * 9
 HELLO = ChatRequest("qwen", (Message("user", "Hello"),))
 
 
@@ -60,6 +86,8 @@ class ScriptedUpstream:
         self.calls: list[tuple[str, str, Turn]] = []
         self.deleted: list[str] = []
         self.made = 0
+        self.types: list[str] = []
+        self.draws = True
         self.open = 0
         self.models_fail = False
         self.list = BUILT_IN
@@ -71,14 +99,14 @@ class ScriptedUpstream:
             raise Unreachable("down")
         return self.list
 
-    async def new_chat(self, account_id: str, model: Model) -> str:
+    async def new_chat(self, account_id: str, model: Model, chat_type: str = "t2t") -> str:
         await self.slow_new_chat.wait()
         self.made += 1
+        self.types.append(chat_type)
         return f"chat-{self.made}"
 
-    def check_size(self, turn: Turn) -> None:
-        if len(turn.prompt) > 1000:
-            raise ContextTooLong("too long")
+    def fits(self, turn: Turn) -> bool:
+        return len(turn.prompt) <= 1000
 
     async def delete(self, account_id: str, chat_id: str) -> None:
         self.deleted.append(chat_id)
@@ -97,6 +125,8 @@ class ScriptedUpstream:
             if end is not None and not late:
                 raise end
             yield Started(chat_id, "r1", turn.model.id)
+            if turn.draws and self.draws:
+                yield Media("https://cdn.qwenlm.ai/output/a.png")
             yield Text("Hello ")
             await anyio.sleep(0)
             if end is not None:
@@ -133,6 +163,7 @@ async def gateway(
     *,
     accounts: int = 3,
     pauses: Pauses | None = None,
+    uploads: ScriptedUploads | None = None,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
     pauses = pauses or Pauses()
@@ -144,17 +175,21 @@ async def gateway(
     registry = Registry(tmp_path, clock)
     pool = Pool(registry.accounts(), registry, clock, slots=2, pace_s=0, queue_timeout_s=5)
     janitor = Janitor(Ledger(tmp_path / "chats.jsonl"), upstream, keep=False)
-    async with janitor.at_work():
-        yield Gateway(
-            pool,
-            upstream,
-            janitor,
-            Settings(**settings),  # type: ignore[arg-type]
-            clock,
-            activity=Activity(clock),
-            not_ready=lambda usable: None if usable else "none",
-            jitter=pauses.take,
-        )
+    files = FileStore(tmp_path, clock, most_bytes=30_000_000)
+    with closing(Copies(tmp_path, clock)) as copies:
+        hosting = Hosting(files, copies, uploads or ScriptedUploads(), pool, clock)
+        async with janitor.at_work():
+            yield Gateway(
+                pool,
+                upstream,
+                hosting,
+                janitor,
+                Settings(**settings),  # type: ignore[arg-type]
+                clock,
+                activity=Activity(clock),
+                not_ready=lambda usable: None if usable else "none",
+                jitter=pauses.take,
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -336,11 +371,41 @@ async def test_a_stop_sequence_ends_the_answer_on_the_service_too(tmp_path: Path
     assert upstream.open == 0
 
 
-async def test_what_is_too_long_costs_no_call(tmp_path: Path) -> None:
+async def test_what_is_too_long_goes_as_a_document(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(ChatGone("gone")), ScriptedUploads()
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, ChatRequest("qwen", (Message("user", "x" * 2000),)))
+        assert not list((tmp_path / "files").glob("*.json"))
+        await text(gate, ChatRequest("qwen", (Message("system", "Obey."), Message("user", "x" * 2000))))
+    assert uploads.has["a0"] == [b"x" * 2000]
+    (folded,) = uploads.has["a1"]
+    assert folded.endswith(b"Write only the assistant's reply to the last user text above.")
+    alone, again, talk = (turn for _, _, turn in upstream.calls)
+    assert alone.prompt == again.prompt
+    (document,) = alone.attachments
+    assert isinstance(document, HostedFile)
+    assert alone.prompt.startswith("[attached prompt]\n")
+    assert f" {document.name}:" in alone.prompt
+    assert (document.kind, document.type, document.name[:12]) == ("text", "text/plain", "Pasted_Text_")
+    assert ("conversation" in alone.prompt, "conversation" in talk.prompt) == (False, True)
+    assert not list((tmp_path / "files" / "content").iterdir())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ChatRequest("qwen", (Message("user", "x" * 2000),), drawing=Drawing()),
+        ChatRequest("unread", (Message("user", "x" * 2000),)),
+        ChatRequest("qwen", (Message("user", "x" * 20_971_521),)),
+    ],
+    ids=["a drawing", "a model without documents", "larger than documents"],
+)
+async def test_what_can_go_nowhere_costs_no_call(tmp_path: Path, request_: ChatRequest) -> None:
     upstream = ScriptedUpstream()
+    upstream.list = (*BUILT_IN, Model("unread", "Unread"))
     async with gateway(tmp_path, upstream) as gate:
         with pytest.raises(ContextTooLong):
-            await text(gate, ChatRequest("qwen", (Message("user", "x" * 2000),)))
+            await text(gate, request_)
     assert upstream.made == 0
 
 
@@ -644,5 +709,143 @@ async def test_only_what_is_said_has_to_fit(tmp_path: Path) -> None:
     long = ChatRequest("qwen", (Message("user", "x" * 2000), *TALK[1:]), home=Home("a1", "twin", "r0"))
     async with gateway(tmp_path, upstream) as gate:
         await started(gate, long)
-        with pytest.raises(ContextTooLong):
-            await started(gate, long)
+        await started(gate, long)
+    twin, gone, anew = (turn for _, _, turn in upstream.calls)
+    assert twin.prompt == gone.prompt == TALK[-1].text
+    assert anew.prompt.startswith("[attached prompt]\n")
+
+
+# ---- what is attached ----
+
+
+def stored(tmp_path: Path, content: bytes, name: str = "notes.txt", caller: Caller = ANYBODY) -> StoredFile:
+    files = FileStore(tmp_path, SystemClock(), most_bytes=30_000_000)
+    with files.incoming() as incoming:
+        incoming.write(content)
+        return files.keep(incoming, name=name, purpose="message", caller=caller)
+
+
+def attached(*files: StoredFile, text: str = "Look") -> Message:
+    return Message("user", text, tuple(Attachment("file", file_address(file.id)) for file in files))
+
+
+async def test_what_is_attached_is_brought_to_the_account_that_answers_once(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(None, LimitReached("limit", wait_s=60)), ScriptedUploads()
+    notes, cat = stored(tmp_path, b"notes"), stored(tmp_path, PNG, "cat.png")
+    request = ChatRequest("qwen", (attached(notes, cat),))
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, request)
+        # Who has the files answers again, and as it may not, another gets them.
+        await text(gate, request)
+        await text(gate, request)
+    assert upstream.accounts == ["a0", "a0", "a1", "a1"]
+    assert {account: sorted(has) for account, has in uploads.has.items()} == {
+        "a0": sorted([b"notes", PNG]),
+        "a1": sorted([b"notes", PNG]),
+    }
+    for account, _, turn in upstream.calls:
+        assert [(f.user_id, f.name) for f in turn.attachments if isinstance(f, HostedFile)] == [
+            (account, "notes.txt"),
+            (account, "cat.png"),
+        ]
+
+
+async def test_a_file_that_the_account_lost_is_uploaded_again_once(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(None, FileGone("gone")), ScriptedUploads()
+    request = ChatRequest("qwen", (attached(stored(tmp_path, b"notes")),))
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, request)
+        await text(gate, request)
+        upstream.ends = [FileGone("gone")] * 2
+        with pytest.raises(FileGone):
+            await text(gate, request)
+    assert uploads.has == {"a0": [b"notes"] * 3}
+    assert upstream.chats == ["chat-1", *["chat-2"] * 2, *["chat-3"] * 2]
+
+
+async def test_a_file_of_the_services_that_is_gone_is_not_asked_for_again(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(FileGone("gone"))
+    theirs = Attachment("file", "https://qwen-webui-prod.oss-accelerate.aliyuncs.com/u/f_a.pdf")
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(FileGone):
+            await text(gate, ChatRequest("qwen", (Message("user", "Read", (theirs,)),)))
+    assert [turn.attachments for _, _, turn in upstream.calls] == [(theirs,)]
+
+
+async def test_a_failed_upload_is_tried_again_here_and_then_elsewhere(tmp_path: Path) -> None:
+    uploads = ScriptedUploads([UploadFailed("no"), UploadFailed("no")])
+    upstream = ScriptedUpstream()
+    notes, others = stored(tmp_path, b"notes"), stored(tmp_path, b"others")
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, ChatRequest("qwen", (attached(notes),)))
+        uploads.ends = [UnsupportedFile("unreadable")]
+        with pytest.raises(UnsupportedFile):
+            await text(gate, ChatRequest("qwen", (attached(others),)))
+    assert list(uploads.has) == ["a1"]
+    assert upstream.made == 1
+
+
+async def test_a_file_that_is_gone_ends_a_conversation_only_at_its_end(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(), ScriptedUploads()
+    gone = Attachment("image", file_address("file-" + "0" * 24), "old.png")
+    talk = (
+        Message("user", "See", (gone,)),
+        Message("assistant", "Nice"),
+        attached(stored(tmp_path, b"new")),
+    )
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, ChatRequest("qwen", talk))
+        with pytest.raises(UnknownFile):
+            await text(gate, ChatRequest("qwen", talk[:1]))
+    ((_, _, turn),) = upstream.calls
+    assert " user, gone: old.png]\nSee\n" in turn.prompt
+    assert " user, attached: notes.txt]\nLook\n" in turn.prompt
+    assert len(turn.attachments) == 1
+
+
+async def test_only_the_last_message_brings_files_to_a_chat_that_knows_the_rest(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(None, ChatGone("gone")), ScriptedUploads()
+    old, new = stored(tmp_path, b"old", "old.txt"), stored(tmp_path, b"new", "new.txt")
+    talk = (attached(old), Message("assistant", "Read"), attached(new))
+    request = ChatRequest("qwen", talk, home=Home("a1", "twin", "r0"))
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        await text(gate, request)
+        assert uploads.has == {"a1": [b"new"]}
+        await text(gate, request)
+    assert uploads.has == {"a1": [b"new", b"old"]}
+    assert [len(turn.attachments) for _, _, turn in upstream.calls] == [1, 1, 2]
+
+
+# ---- drawings ----
+
+
+async def test_a_drawing_has_its_own_kind_of_chat_and_its_own_limits(tmp_path: Path) -> None:
+    limit = LimitReached("limit", wait_s=60)
+    upstream = ScriptedUpstream(limit)
+    request = ChatRequest(
+        "no-such", HELLO.messages, thinking=True, drawing=Drawing("16:9", "qwen-image-3.0-pro")
+    )
+    async with gateway(tmp_path, upstream, accounts=2) as gate:
+        await text(gate, request)
+        assert upstream.accounts == ["a0", "a1"]
+        assert gate.pool.usable() == ("a0", "a1")
+        assert gate.pool.usable("t2i") == ("a1",)
+        cat = Message("user", "Bluer", attached(stored(tmp_path, PNG, "cat.png")).attachments)
+        await text(gate, replace(request, messages=(cat,)))
+    assert upstream.types == ["t2i", "t2i", "image_edit"]
+    turn = upstream.calls[0][2]
+    assert (turn.model.id, turn.thinking, turn.size, turn.generator) == (
+        "qwen3.7-plus",
+        False,
+        "16:9",
+        "qwen-image-3.0-pro",
+    )
+    assert upstream.accounts[2] == "a1"
+
+
+async def test_words_instead_of_a_picture_are_a_failure(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.draws = False
+    async with gateway(tmp_path, upstream) as gate:
+        with pytest.raises(GenerationFailed, match="it said: Hello you"):
+            await text(gate, replace(HELLO, drawing=Drawing()))

@@ -44,13 +44,14 @@ LAYERS = (
     "qwen.storage file_rules copies "
     "attachments accounts.pool exports server.guard server.patience",
     "qwen.uploads words "
+    "server.forms "
     "server.access library kept_chats",
     "hosting errands "
     "conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page speech videos studio",
     "browser.account_context",
     "browser.contexts server.video_routes server.speech_routes "
-    "server.status_routes server.account_routes server.chat_routes",
+    "server.status_routes server.account_routes server.chat_routes server.file_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",

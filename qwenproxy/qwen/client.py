@@ -21,7 +21,6 @@ from qwenproxy.chat import Attachment, Delta, Started, Text
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
     ChatGone,
-    ContextTooLong,
     EmptyAnswer,
     ProtocolChanged,
     QwenProxyError,
@@ -31,6 +30,7 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.qwen import failures, payload
+from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import Model, read_list
 from qwenproxy.qwen.phases import PhaseDecoder
 from qwenproxy.qwen.sse import SseDecoder
@@ -59,7 +59,16 @@ class Turn:
     thinking: bool | None = None
     thinking_budget: int | None = None
     parent_id: str | None = None
-    attachments: tuple[Attachment, ...] = ()
+    attachments: tuple[HostedFile | Attachment, ...] = ()
+    """What the account has, and what is said to be hosted already."""
+    chat_type: str = "t2t"
+    size: str = ""
+    generator: str = ""
+    """Of a drawing (protocol §10.1)."""
+
+    @property
+    def draws(self) -> bool:
+        return self.chat_type != "t2t"
 
     def body(self, chat_id: str, clock: Clock) -> dict[str, Any]:
         return payload.completion(
@@ -72,6 +81,9 @@ class Turn:
             timestamp_s=int(clock.now().timestamp()),
             parent_id=self.parent_id,
             attachments=self.attachments,
+            chat_type=self.chat_type,
+            size=self.size,
+            generator=self.generator,
         )
 
 
@@ -108,10 +120,11 @@ class QwenClient:
         """The models this account may use, in the service's order (protocol §7)."""
         return read_list(await self.call(account_id, Fetch("GET", "/api/v2/models/")))
 
-    async def new_chat(self, account_id: str, model: Model) -> str:
+    async def new_chat(self, account_id: str, model: Model, chat_type: str = "t2t") -> str:
         """The id of a fresh chat (protocol §3)."""
         stamp = int(self._clock.now().timestamp() * 1000)
-        data = await self.post(account_id, "/api/v2/chats/new", payload.new_chat(model.id, stamp))
+        body = payload.new_chat(model.id, stamp, chat_type)
+        data = await self.post(account_id, "/api/v2/chats/new", body)
         return payload.chat_id_of(data)
 
     async def rename(self, account_id: str, chat_id: str, title: str) -> None:
@@ -129,15 +142,13 @@ class QwenClient:
         path = f"/api/v2/chat/completions/stop?chat_id={quote(chat_id, safe='')}"
         await self.post(account_id, path, payload.stop(chat_id, response_id))
 
-    def check_size(self, turn: Turn) -> None:
-        """Raises: ContextTooLong. Large bodies are challenged on any account (protocol §13)."""
-        most = self._settings.max_prompt_bytes
-        size = len(_text(turn.body(chat_id="0" * 36, clock=self._clock)).encode())
-        if size > most:
-            raise ContextTooLong(
-                f"the conversation makes a request of {size} bytes; QWENPROXY_MAX_PROMPT_BYTES allows {most}",
-                param="messages",
-            )
+    def fits(self, turn: Turn) -> bool:
+        """Whether the service takes it as one message. Large bodies are challenged on any account, far
+        below the site's own limit in characters (protocol §13)."""
+        if len(turn.prompt) > payload.MOST_CHARACTERS:
+            return False
+        body = _text(turn.body(chat_id="0" * 36, clock=self._clock))
+        return len(body.encode()) <= self._settings.max_prompt_bytes
 
     async def stream(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]:
         """The deltas of one answer. `Started` is held back until there is something to show.

@@ -25,6 +25,7 @@ from qwenproxy.errors import (
     ContentBlocked,
     ContextTooLong,
     EmptyAnswer,
+    FileGone,
     LimitReached,
     NeedsHuman,
     NotFound,
@@ -354,7 +355,13 @@ def _blocked(refusal: _Refusal) -> QwenProxyError:
 def _invalid(refusal: _Refusal) -> QwenProxyError:
     if refusal.says(_CONTEXT):
         return _too_long(refusal)
+    if refusal.says(_FILE):
+        return _no_file(refusal)
     return BadRequest("the service found the request invalid" + _quoted(refusal.text))
+
+
+def _no_file(_: _Refusal) -> QwenProxyError:
+    return FileGone("the account that answers does not have an attached file", param="messages")
 
 
 def _too_long(_: _Refusal) -> QwenProxyError:
@@ -363,6 +370,10 @@ def _too_long(_: _Refusal) -> QwenProxyError:
 
 def _no_model(_: _Refusal) -> QwenProxyError:
     return UnknownModel("the service does not offer this model to this account", param="model")
+
+
+def _no_voice(_: _Refusal) -> QwenProxyError:
+    return BadRequest("the service has no voice for the language of this text", param="input")
 
 
 def _no_task(_: _Refusal) -> QwenProxyError:
@@ -398,6 +409,12 @@ _CONTEXT = _any_of(
     ),
 )
 
+_FILE = _any_of(
+    *(r"\bfile\b.{0,80}\bnot exist", r"文件.{0,80}不存在"),
+    *(r"файл.{0,80}не (существует|найден)", r"arquivo.{0,80}não existe"),
+)
+"""An attached file that the account does not have (protocol §6.2)."""
+
 _MODEL_NAMED = _any_of(
     *(r"\bmodels?\b", r"\bmodelos?\b", r"模型", r"модел", r"\b(qwen|qwq|qvq)[a-z-]*\d"),
 )
@@ -430,6 +447,7 @@ _CODES: Mapping[str, _Meaning] = MappingProxyType(
         "accountpending": _not_activated,
         "accessprohibited": _not_activated,
         "datainspectionfailed": _blocked,
+        "unsupportedlanguage": _no_voice,
         "failsysuservalidate": _human,
         "rgv587error": _challenged,
     }
@@ -481,6 +499,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
         ),
         _throttled,
     ),
+    (_any_of(r"credits?\b.{0,60}(insufficient|not enough|exhausted|used up|run out)"), _quota),
+    (_any_of(r"(insufficient|not enough|no more|out of) (\w+ ){0,2}credits?", r"积分(不足|已用完)"), _quota),
     (
         _any_of(
             *(r"(upper|usage|daily) limit", r"limite (diári|diari|de uso)", r"(дневн|суточн)\w+ лимит"),
@@ -505,13 +525,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
         _signed_out,
     ),
     (_CONTEXT, _too_long),
-    (
-        _any_of(
-            *(r"invalid input", r"too many messages", r"\bfile\b.{0,80}\bnot exist"),
-            *(r"文件.{0,80}不存在", r"файл.{0,80}не (существует|найден)", r"arquivo.{0,80}não existe"),
-        ),
-        _invalid,
-    ),
+    (_FILE, _no_file),
+    (_any_of(r"invalid input", r"too many messages"), _invalid),
     (
         _any_of(
             r"permission", r"permiss[ãi]o", r"permiso", r"没有权限", r"无权", r"нет (прав|доступ|разреш)"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from qwenproxy.chat import FileKind
+from qwenproxy.errors import ProtocolChanged
+
+READ_KINDS = frozenset({"document", "text"})
+"""What the service reads (parses) before a message may name it (protocol §9.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +30,49 @@ class HostedFile:
     kind: FileKind
     user_id: str
     created_ms: int
+    signed_ms: int = 0
+    """When `url` was signed; 0: nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Leave to put one object into the service's storage (protocol §9.1)."""
+
+    id: str
+    path: str
+    url: str
+    bucket: str
+    region: str
+    """Without the `oss-` in front."""
+    endpoint: str
+    """A host."""
+    key_id: str = field(repr=False)
+    secret: str = field(repr=False)
+    token: str = field(repr=False)
+
+
+def ticket_of(data: object) -> Ticket:
+    """What `files/getstsToken` answered (protocol §9.1).
+
+    Raises:
+        ProtocolChanged: something is missing.
+    """
+    row: Mapping[str, Any] = data if isinstance(data, dict) else {}
+
+    def text(name: str) -> str:
+        value = row.get(name)
+        if not isinstance(value, str) or not value:
+            raise ProtocolChanged(f"the service's leave to upload has no {name}")
+        return value
+
+    return Ticket(
+        text("file_id"),
+        text("file_path"),
+        text("file_url"),
+        text("bucketname"),
+        text("region").removeprefix("oss-"),
+        text("endpoint"),
+        text("access_key_id"),
+        text("access_key_secret"),
+        text("security_token"),
+    )

@@ -5,29 +5,50 @@ The service accepts exactly one user message a request and has no place for a sy
 system messages, the turns in their order, and a mark after which the model writes. A mark is a line of its
 own: `[<nonce> system]`, `[<nonce> user]`, `[<nonce> assistant]`, and `[<nonce> answer]` at the end. The nonce
 is new for each request and occurs in no text of it, so no text can hold a mark; texts are never altered.
+
+All files of a conversation hang on that one message. So the mark of a turn that came with some names them,
+and those that are no longer to be had: `[<nonce> user, attached: cat.png, report.pdf, gone: old.txt]`. A name
+is on one line there and has no bracket.
+
+What is too large for a message goes as a text document that holds it word for word (protocol §13), and the
+message is a pointer to it, which begins with `[attached prompt]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+from uuid import NAMESPACE_URL, uuid5
 
-from qwenproxy.chat import Attachment, Message
+from qwenproxy.chat import Attachment, FileKind, Message
 from qwenproxy.errors import ProtocolChanged
+from qwenproxy.qwen.files import READ_KINDS, HostedFile
 from qwenproxy.qwen.models import Model
 
 Json = dict[str, Any]
+
+MOST_CHARACTERS: Final = 131_072
+"""Of one message (protocol §13)."""
+NAME_CHARACTERS: Final = 100
+"""How much of a file's name a mark tells."""
+POINTER: Final = (
+    "[attached prompt]\nThis message was too long to be sent as such. "
+    "It is the attached text document {name}: read the whole document and do what it "
+    "says, as if it stood here word for word. "
+    "Do not mention the document or this note."
+)
+FOLLOW_MARKS: Final = " It is a whole conversation with marks, which it explains; follow them to its end."
 
 
 def fold(messages: Sequence[Message], nonce: str) -> str:
     """One message that says all of them. `nonce` is random, some 12 letters and digits."""
     if len(messages) == 1 and messages[0].role == "user":
         return messages[0].text
-    while any(nonce in message.text for message in messages):
+    while any(nonce in message.text or nonce in _files(message) for message in messages):
         nonce += "0"
     system = [message for message in messages if message.role == "system"]
     turns = [message for message in messages if message.role != "system"]
-    parts = [f"[{nonce} {message.role}]\n{message.text}\n" for message in (*system, *turns)]
+    parts = [f"[{nonce} {each.role}{_files(each)}]\n{each.text}\n" for each in (*system, *turns)]
     return f"{_explanation(nonce)}\n{''.join(parts)}[{nonce} answer]\n{_request(turns)}"
 
 
@@ -39,20 +60,37 @@ def _explanation(nonce: str) -> str:
     )
 
 
+def _files(message: Message) -> str:
+    """What the mark of a message says of its files; an attachment without an address is gone."""
+    there = ", ".join(_on_one_line(each) for each in message.attachments if each.url)
+    gone = ", ".join(_on_one_line(each) for each in message.attachments if not each.url)
+    return (f", attached: {there}" if there else "") + (f", gone: {gone}" if gone else "")
+
+
+def _on_one_line(attachment: Attachment) -> str:
+    kept = "".join(c if c.isprintable() and c not in "[]" else " " for c in attachment.name)
+    return " ".join(kept.split())[:NAME_CHARACTERS] or attachment.kind
+
+
+def pointer(name: str, *, folded: bool) -> str:
+    """The message in whose place the document `name` goes; `folded`: it is a conversation with marks."""
+    return POINTER.format(name=name) + (FOLLOW_MARKS if folded else "")
+
+
 def _request(turns: Sequence[Message]) -> str:
     if turns and turns[-1].role == "user":
         return "Write only the assistant's reply to the last user text above."
     return "Write only what the assistant says next."
 
 
-def new_chat(model_id: str, timestamp_ms: int) -> Json:
-    """The body of `POST /api/v2/chats/new` as the app sends it since 0.2.83 (protocol §3)."""
+def new_chat(model_id: str, timestamp_ms: int, chat_type: str = "t2t") -> Json:
+    """The body of `POST /api/v2/chats/new` as the app sends it since 0.2.83 (protocol §3, §10.1)."""
     return {
         "chatId": "",
         "models": [model_id],
         "project_id": "",
         "timestamp": timestamp_ms,
-        "chat_type": "t2t",
+        "chat_type": chat_type,
         "chat_mode": "normal",
     }
 
@@ -106,9 +144,17 @@ def completion(
     answer_id: str,
     timestamp_s: int,
     parent_id: str | None = None,
-    attachments: Sequence[Attachment] = (),
+    attachments: Sequence[HostedFile | Attachment] = (),
+    chat_type: str = "t2t",
+    size: str = "",
+    generator: str = "",
 ) -> Json:
-    """The body of `POST /api/v2/chat/completions` (protocol §4.1); the two message ids are fresh UUIDs."""
+    """The body of `POST /api/v2/chat/completions` (protocol §4.1); the two message ids are fresh UUIDs.
+
+    `size` and `generator` are a drawing's (protocol §10.1).
+    """
+    meta = {"subChatType": chat_type}
+    meta |= {name: value for name, value in (("size", size), ("model", generator)) if value}
     message = {
         "id": None,
         "fid": question_id,
@@ -118,16 +164,16 @@ def completion(
         "role": "user",
         "content": prompt,
         "user_action": "chat",
-        "files": [_hosted(attachment) for attachment in attachments],
+        "files": [_file(each) if isinstance(each, HostedFile) else _hosted(each) for each in attachments],
         "timestamp": timestamp_s,
         "models": [model_id],
         "model": "",
-        "chat_type": "t2t",
-        "sub_chat_type": "t2t",
+        "chat_type": chat_type,
+        "sub_chat_type": chat_type,
         "feature_config": features,
-        "extra": {"meta": {"subChatType": "t2t"}},
+        "extra": {"meta": meta},
     }
-    return {
+    body = {
         "stream": True,
         "version": "2.1",
         "incremental_output": True,
@@ -140,6 +186,67 @@ def completion(
         "messages": [message],
         "timestamp": timestamp_s,
     }
+    return body | ({"size": size} if size else {})
+
+
+_CLASSES: dict[FileKind, str] = {
+    "image": "vision",
+    "video": "video",
+    "audio": "audio",
+    "document": "document",
+    "text": "default",
+}
+
+
+def _file(hosted: HostedFile) -> Json:
+    """A file of the account in a message (protocol §9.4)."""
+    shown = "file" if hosted.kind in READ_KINDS else hosted.kind
+    whole = {"context": "full"} if hosted.kind == "text" else {}
+    return {
+        "type": shown,
+        "file": _upload(hosted),
+        "id": hosted.id,
+        "url": hosted.url,
+        "name": hosted.name,
+        "collection_name": "",
+        "progress": 0,
+        "status": "uploaded",
+        "greenNet": "greening" if hosted.kind == "video" else "success",
+        "size": hosted.size,
+        "error": "",
+        "itemId": _id_of(hosted, "item"),
+        "file_type": hosted.type,
+        "showType": shown,
+        "file_class": _CLASSES[hosted.kind],
+        "uploadTaskId": _id_of(hosted, "task"),
+        **whole,
+    }
+
+
+def _upload(hosted: HostedFile) -> Json:
+    meta: Json = {"name": hosted.name, "size": hosted.size, "content_type": hosted.type}
+    if hosted.kind in READ_KINDS:
+        meta["parse_meta"] = {"parse_status": "success"}
+    return {
+        "created_at": hosted.created_ms,
+        "data": {},
+        "filename": hosted.name,
+        "hash": None,
+        "id": hosted.id,
+        "user_id": hosted.user_id,
+        "meta": meta,
+        "update_at": hosted.created_ms,
+        "lastModified": hosted.created_ms,
+        "name": hosted.name,
+        "webkitRelativePath": "",
+        "size": hosted.size,
+        "type": hosted.type,
+    }
+
+
+def _id_of(hosted: HostedFile, what: str) -> str:
+    """A UUID of the site's own, which no later call refers to."""
+    return str(uuid5(NAMESPACE_URL, f"{what}:{hosted.id}"))
 
 
 def _hosted(attachment: Attachment) -> Json:

@@ -179,7 +179,7 @@ class PhaseDecoder:
         elif phase == "thinking_summary":
             yield from self._think(self._summary.push(extra))
         elif phase in _PICTURING:
-            yield from self._picture(_repaired(content))
+            yield from self._picture(_repaired(content), *_pixels(extra))
 
     def _finished(self, phase: str, *, intermediate: bool) -> Iterator[Delta]:
         if phase in {"think", "thinking_summary"}:
@@ -205,11 +205,11 @@ class PhaseDecoder:
             self._thought_is_over = False
             yield Thinking(separator + text)
 
-    def _picture(self, url: str) -> Iterator[Delta]:
+    def _picture(self, url: str, width: int = 0, height: int = 0) -> Iterator[Delta]:
         if url.startswith(("https://", "http://")) and url not in self._media:
             self._media.add(url)
             self._gave = self._answered = True
-            yield Media(url)
+            yield Media(url, width, height)
 
     def _found(self, extra: Mapping[str, Any]) -> Iterator[Delta]:
         """What a tool brought: pages it read, pictures it made (protocol §5.5)."""
@@ -454,6 +454,14 @@ def _delta_in(frame: Mapping[str, Any]) -> Mapping[str, Any] | None:
     choices = _list(frame.get("choices"))
     delta = _mapping(choices[0]).get("delta") if choices else None
     return delta if isinstance(delta, dict) else None
+
+
+def _pixels(extra: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height of a drawn picture, told the other way round (protocol §10.1); zeros: not told."""
+    rows = _list(extra.get("output_image_hw"))
+    sides = _list(rows[0]) if rows else []
+    height, width = (_count(side, 0) or 0 for side in sides) if len(sides) == 2 else (0, 0)
+    return width, height
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

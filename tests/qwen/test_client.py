@@ -13,7 +13,6 @@ from qwenproxy.chat import Delta, Finished, Started, Text
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
     ChatBusy,
-    ContextTooLong,
     EmptyAnswer,
     ProtocolChanged,
     Severed,
@@ -279,10 +278,12 @@ async def test_an_endless_answer_to_a_plain_call_is_cut(monkeypatch: pytest.Monk
         await client(ScriptedTransport(said({"success": True, "data": "long"}))).models("a")
 
 
-async def test_what_is_too_long_is_said_before_any_call() -> None:
+async def test_what_fits_in_one_message_is_known_before_any_call() -> None:
     transport = ScriptedTransport()
     qwen = client(transport, max_prompt_bytes=2000)
-    qwen.check_size(Turn(BUILT_IN[0], "x" * 500))
-    with pytest.raises(ContextTooLong):
-        qwen.check_size(Turn(BUILT_IN[0], "ж" * 1000))
+    assert qwen.fits(Turn(BUILT_IN[0], "x" * 500))
+    assert not qwen.fits(Turn(BUILT_IN[0], "ж" * 1000))
+    roomy = client(transport, max_prompt_bytes=1_000_000)
+    assert roomy.fits(Turn(BUILT_IN[0], "x" * 131_072))
+    assert not roomy.fits(Turn(BUILT_IN[0], "x" * 131_073))
     assert transport.calls == []
