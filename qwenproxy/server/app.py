@@ -36,12 +36,15 @@ from qwenproxy.dialects.base import Dialect
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate
 from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
+from qwenproxy.file_store import FileStore
 from qwenproxy.library import Library
 from qwenproxy.server.access import Access, Gate, KeyRoute
 from qwenproxy.server.account_routes import AccountRoutes, Checkup
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.connection import Connection
+from qwenproxy.server.file_routes import FileRoutes, Hosting
+from qwenproxy.server.forms import FormBounds
 from qwenproxy.server.guard import Guard, is_loopback, refusal
 from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay
 from qwenproxy.server.status_routes import StatusRoutes
@@ -59,6 +62,13 @@ DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
     ((SEED_PREFIX,), NativeRegenerate()),
 )
 """The table of contents: what clients may speak, and under which prefixes."""
+FORM_PATHS: Final = frozenset(
+    [
+        f"{SEED_PREFIX}/files/upload",
+        *(prefix + path for prefix in OPENAI_PREFIXES for path in ("/files", "/images/edits")),
+    ]
+)
+"""Where a form with files may come instead of JSON."""
 
 GZIP_BYTES: Final = 1024
 """Smaller answers are sent as they are."""
@@ -97,6 +107,12 @@ class Engine(Protocol):
     @property
     def guests(self) -> Guests: ...
 
+    @property
+    def files(self) -> FileStore: ...
+
+    @property
+    def hosting(self) -> Hosting: ...
+
 
 def create_app(
     settings: Settings,
@@ -118,7 +134,7 @@ def create_app(
         lifespan=_lifespan(engine, gate.ring),
         routes=_routes(settings, admission, bounds or Bounds()),
         middleware=[
-            Middleware(Guard, settings=settings),
+            Middleware(Guard, settings=settings, forms=FORM_PATHS),
             Middleware(Access, gate=gate, public=not is_loopback(settings.host)),
             Middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=GZIP_LEVEL),
         ],
@@ -136,11 +152,14 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
     status = StatusRoutes(settings, admission)
     accounts = AccountRoutes(admission, bounds)
     chats = ChatRoutes(admission, bounds)
+    forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s)
+    files = FileRoutes(admission, bounds, settings.heartbeat_s, forms=forms)
     routes: list[BaseRoute] = [
         *status.routes(),
         *status.models_routes(OPENAI_PREFIXES),
         *accounts.routes(SEED_PREFIX),
         *chats.routes(SEED_PREFIX),
+        *files.routes(SEED_PREFIX, OPENAI_PREFIXES),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(
@@ -170,6 +189,8 @@ def _lifespan(
                     app.state.guests = running.guests
                     app.state.conversations = running.conversations
                     app.state.library = running.library
+                    app.state.files = running.files
+                    app.state.hosting = running.hosting
                     app.state.gateway = running.gateway
                     yield
                     tasks.cancel_scope.cancel()

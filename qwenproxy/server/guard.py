@@ -8,6 +8,7 @@ A browser on this computer will send requests here for any web page it has open.
 | `Origin` | absent, our own page's, or one of `ALLOWED_ORIGINS`, letter for letter; `null` is nobody |
 | `Sec-Fetch-Site` | `cross-site` and `same-site` only with an allowed `Origin`, or to follow a link |
 | `Content-Type` | JSON, which a page cannot send across sites without asking first (a preflight) |
+| | on the paths that take files also a form; a page can send one, and then `Origin` gives it away |
 
 Where other computers may call, which takes API keys, any IP address with our port will do as a `Host`: no
 address can be rebound. Apart from that, trust is never derived from the `Host` header: under rebinding it
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from starlette.responses import Response
@@ -40,7 +41,10 @@ BODY_TYPE: Final = "application/json"
 HARMLESS_SITES: Final = frozenset({"none", "same-origin"})
 BAD_PATH: Final = re.compile(r"[\x00-\x1f\x7f\\]|(?:^|/)\.{1,2}(?:/|$)")
 PREFLIGHT_HEADERS: Final = re.compile(r"[\w\-, ]{0,2000}", re.ASCII)
-NATIVE_PATH: Final = re.compile(r"/api/chats?(?:/(?!completions/?$).*)?", re.DOTALL)
+FORM_TYPE: Final = "multipart/form-data"
+NATIVE_PATH: Final = re.compile(
+    r"/api/chats?(?:/(?!completions/?$).*)?|/api/files/(?:upload|getstsToken)", re.DOTALL
+)
 """Where errors have the seed's shape; everywhere else they have OpenAI's."""
 VERSIONS: Final = frozenset({"v1", "v2"})
 HTTP_PORT: Final = 80
@@ -63,8 +67,10 @@ def refusal(path: str, error: QwenProxyError, headers: Mapping[str, str] | None 
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, forms: Collection[str] = ()) -> None:
+        """`forms`: the paths that take forms with files."""
         self._app = app
+        self._forms = frozenset(forms)
         self._public = not is_loopback(settings.host)
         own = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._own_names = LOOPBACK_NAMES | {own.lower()}
@@ -97,7 +103,7 @@ class Guard:
             raise BadRequest("the path cannot be used")
         self._check_host(scope)
         self._check_page(scope)
-        _check_type(scope)
+        _check_type(scope, {BODY_TYPE, FORM_TYPE} if scope["path"] in self._forms else {BODY_TYPE})
 
     def _check_host(self, scope: Scope) -> None:
         hosts = _values(scope, b"host")
@@ -157,14 +163,17 @@ def _served(path: str) -> str:
     return "/" + "/".join(parts)
 
 
-def _check_type(scope: Scope) -> None:
+def _check_type(scope: Scope, taken: Collection[str]) -> None:
     lengths = _values(scope, b"content-length")
     has_body = bool(_values(scope, b"transfer-encoding")) or any(length != "0" for length in lengths)
     if scope["method"] not in BODY_METHODS or not has_body:
         return
     types = [value.partition(";")[0].strip().lower() for value in _values(scope, b"content-type")]
-    if types != [BODY_TYPE]:
-        raise WrongMediaType(f"the body must be JSON, sent with the header Content-Type: {BODY_TYPE}")
+    if len(types) == 1 and types[0] in taken:
+        return
+    if FORM_TYPE in taken:
+        raise WrongMediaType(f"the body must be a form with a file ({FORM_TYPE}) or JSON ({BODY_TYPE})")
+    raise WrongMediaType(f"the body must be JSON, sent with the header Content-Type: {BODY_TYPE}")
 
 
 def _follows_link(scope: Scope) -> bool:

@@ -18,8 +18,10 @@ from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import QwenProxyError
+from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.history import History
 from qwenproxy.library import Library
+from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.access import Gate
 from qwenproxy.server.admission import Admission
@@ -63,6 +65,10 @@ class ScriptedGateway:
     library: Library = field(default_factory=lambda: empty_library())
     checkup: ScriptedCheckup = field(default_factory=lambda: ScriptedCheckup())
     guests: ScriptedGuests = field(default_factory=lambda: ScriptedGuests())
+    files: FileStore = field(
+        default_factory=lambda: FileStore(Path("session"), SystemClock(), most_bytes=1_000_000)
+    )
+    hosting: ScriptedHosting = field(default_factory=lambda: ScriptedHosting())
     hopeless: QwenProxyError | None = None
 
     @property
@@ -136,6 +142,29 @@ class ScriptedCheckup:
         if isinstance(self.found, QwenProxyError):
             raise self.found
         return self.found
+
+
+@dataclass
+class ScriptedHosting:
+    placed: list[StoredFile] = field(default_factory=list)
+    tickets: list[tuple[str, int, str]] = field(default_factory=list)
+    failing: QwenProxyError | None = None
+    takes_s: float = 0.0
+
+    async def place(self, file: StoredFile) -> HostedFile:
+        await anyio.sleep(self.takes_s)
+        if self.failing is not None:
+            raise self.failing
+        self.placed.append(file)
+        path = f"user-1/{file.id}_{file.name}"
+        url = f"https://files.example/{path}?x-oss-signature=abc"
+        return HostedFile(
+            file.id, path, url, file.name, file.type, file.size, file.kind, "user-1", file.created * 1000
+        )
+
+    async def ticket(self, name: str, size: int, kind: str) -> dict[str, Any]:
+        self.tickets.append((name, size, kind))
+        return {"success": True, "data": {"access_key_id": "STS.example", "file_path": f"user-1/{name}"}}
 
 
 @dataclass
