@@ -22,6 +22,8 @@ from anyio.to_thread import run_sync
 from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import Activity
+from qwenproxy.addresses import ServiceHosts
+from qwenproxy.attachments import Attachments
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.site_page import StorageState, state_from_token
@@ -39,9 +41,12 @@ from qwenproxy.hosting import Hosting
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
 from qwenproxy.library import Library
+from qwenproxy.media_rows import MediaRows
 from qwenproxy.qwen.client import QwenClient
-from qwenproxy.qwen.uploads import Uploads
+from qwenproxy.qwen.file_uploads import Uploads
+from qwenproxy.remote_file import RemoteFiles
 from qwenproxy.settings import Settings
+from qwenproxy.shelf import Shelf
 from qwenproxy.turn_order import TurnOrder
 
 log = logging.getLogger(__name__)
@@ -122,6 +127,11 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         not_ready=not_ready,
         jitter=jitter,
     )
+    hosts = ServiceHosts((settings.upstream, settings.storage_endpoint))
+    media = MediaRows(settings.session_dir, clock)
+    shelf = Shelf(media, files, hosts, transport.cookies, upstream=settings.upstream, proxy=settings.proxy)
+    remote = await run_sync(RemoteFiles, settings)
+    attachments = Attachments(files, remote, shelf, hosting, hosts, settings)
     history = History(settings.session_dir, clock)
     exchanges = Exchanges(settings.session_dir, clock, most=settings.remember_answers)
     turns = TurnOrder(settings.queue_timeout_s)
@@ -132,12 +142,13 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         janitor,
         turns,
         clock,
+        attachments,
         most=settings.max_history,
         keeps_chats=settings.keep_chats,
     )
-    library = Library(history, turns, janitor.discard, pool.knows, clock)
-    with closing(history), closing(exchanges), closing(copies):
-        async with transport, janitor.at_work(), anyio.create_task_group() as tasks:
+    library = Library(history, turns, janitor.discard, pool.knows, clock, attachments)
+    with closing(history), closing(exchanges), closing(copies), closing(media):
+        async with transport, shelf, janitor.at_work(), anyio.create_task_group() as tasks:
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
             tasks.start_soon(conversations.forget_unwanted)
             tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)

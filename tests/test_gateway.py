@@ -69,7 +69,7 @@ from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import BUILT_IN, Model
 from qwenproxy.settings import Settings
-from tests.uploading import ScriptedUploads
+from tests.scripted_uploads import ScriptedUploads
 
 pytestmark = pytest.mark.anyio
 

@@ -41,9 +41,9 @@ LAYERS = (
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "qwen.storage file_rules copies "
+    "qwen.object_storage file_rules copies "
     "attachments accounts.pool exports server.guard server.patience",
-    "qwen.uploads words "
+    "qwen.file_uploads words "
     "server.forms "
     "server.access library kept_chats",
     "hosting errands "

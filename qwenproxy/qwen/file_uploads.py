@@ -18,7 +18,7 @@ from qwenproxy.chat import FileKind
 from qwenproxy.clock import Clock
 from qwenproxy.errors import ProtocolChanged, QwenProxyError, UnsupportedFile, UpstreamTimeout
 from qwenproxy.qwen.files import READ_KINDS, HostedFile, Ticket, ticket_of
-from qwenproxy.qwen.storage import Refused, Storage
+from qwenproxy.qwen.object_storage import Refused, Storage
 from qwenproxy.settings import Settings
 
 Json: TypeAlias = dict[str, Any]
