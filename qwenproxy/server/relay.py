@@ -14,7 +14,7 @@ Who ends an answer:
 
 Comments keep a silent stream alive from `decide_s` on, every `HEARTBEAT_S`. They do not count as given: the
 gateway may still change the account while only they were sent. An answer that is not streamed is the same
-stream, folded.
+stream, folded; one that draws is kept alive too, from `silence_s` on (`patience.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import anyio
+from anyio.to_thread import run_sync
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwenproxy.caller import Caller
@@ -42,6 +44,7 @@ from qwenproxy.server.access import caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
+from qwenproxy.server.patience import SILENCE_S, PaddedJson
 from qwenproxy.server.responses import error_response, json_response
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,8 @@ class Bounds:
     decide_s: float = 15.0
     """How long the HTTP status may wait for the first delta."""
     write_stall_s: float = 60.0
+    silence_s: float = SILENCE_S
+    """How long a drawing that is not streamed may be silent."""
     body_bytes: int = 20_000_000
     body_idle_s: float = 20.0
     body_total_s: float = 120.0
@@ -117,6 +122,12 @@ async def read_within(scope: Scope, receive: Receive, bounds: Bounds) -> bytes:
     )
 
 
+def base_url(scope: Scope) -> str:
+    """How the client reaches us; the guard has looked at its `Host` header."""
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    return f"{scope['scheme']}://{hosts[0]}" if hosts else ""
+
+
 async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
     """The JSON object that a request carries; an empty one without a body.
 
@@ -124,6 +135,9 @@ async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
     """
     body = await read_within(scope, receive, bounds)
     return await read_json(body) if body else {}
+
+
+Read: TypeAlias = Callable[[Scope, Receive, Bounds], Awaitable[Json]]
 
 
 class Relay:
@@ -137,20 +151,24 @@ class Relay:
         heartbeat_s: float,
         *,
         takes_tokens: bool = False,
+        read: Read = read_object,
     ) -> None:
+        """`takes_tokens`: a request may bring sign-ins of its own; `read` gives the object in its body."""
         self._dialect = dialect
         self._admission = admission
         self._bounds = bounds
         self._heartbeat_s = heartbeat_s
         self._takes_tokens = takes_tokens
+        self._read = read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wire = _Wire(scope, receive, send, self._bounds.write_stall_s)
         try:
             with self._admission.enter():
-                body = await read_object(scope, receive, self._bounds)
-                request = self._dialect.parse(body, scope["path_params"])
-                answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds.decide_s)
+                body = await self._read(scope, receive, self._bounds)
+                asked = self._dialect.parse(body, scope["path_params"])
+                request = replace(asked, base_url=base_url(scope))
+                answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds)
                 conversations: Conversations = scope["app"].state.conversations
                 async with self._guests(scope) as only:
                     stream = partial(conversations.stream, caller=caller_of(scope), only=only)
@@ -180,6 +198,7 @@ class _Wire:
         self._receive = receive
         self._send = send
         self._stall_s = stall_s
+        self._whole = PaddedJson(scope, receive, send)
         self.started = False
         self.written_s = time.monotonic()
         """When the last write ended."""
@@ -195,14 +214,25 @@ class _Wire:
         self._writing_since_s = None
         self.written_s = time.monotonic()
 
-    async def reply(self, body: Json) -> None:
+    async def pad(self) -> None:
+        """Keeps the client of a whole answer waiting."""
         self.started = True
-        await json_response(body)(self._scope, self._receive, self._send)
+        await self._whole.pad()
+        self.written_s = time.monotonic()
+
+    async def reply(self, answer: Response) -> None:
+        self.started = True
+        await self._whole.end(answer)
 
     async def refuse(self, error: QwenProxyError, body: Json) -> None:
         self.started = True
         late = {"Connection": "close"} if isinstance(error, BodyTooSlow) else None
-        await error_response(error, body, late)(self._scope, self._receive, self._send)
+        await self._whole.end(error_response(error, body, late))
+
+    @property
+    def padded(self) -> bool:
+        """Whether a whole answer has begun, with nothing yet."""
+        return self._whole.begun
 
     async def left(self) -> None:
         """Returns when the client has gone, or its answer is complete."""
@@ -252,13 +282,13 @@ class _Answer:
     """One request under way."""
 
     def __init__(
-        self, dialect: Dialect, request: ChatRequest, wire: _Wire, heartbeat_s: float, decide_s: float
+        self, dialect: Dialect, request: ChatRequest, wire: _Wire, heartbeat_s: float, bounds: Bounds
     ) -> None:
         self._dialect = dialect
         self._request = request
         self._wire = wire
         self._heartbeat_s = heartbeat_s
-        self._decide_s = decide_s
+        self._silence_s = bounds.decide_s if request.stream else bounds.silence_s
         self._encoder = dialect.encoder(request)
         self._unfinished = request.choices
         self._written = False
@@ -273,6 +303,7 @@ class _Answer:
                 watchers.start_soon(self._stop_with_server, admission.stopped)
                 if self._request.stream:
                     watchers.start_soon(self._drop_when_stalled, producers.cancel_scope)
+                if self._request.stream or self._request.drawing is not None:
                     watchers.start_soon(self._keep_alive)
                 await self._write()
                 self._written = True
@@ -306,9 +337,9 @@ class _Answer:
         producers.cancel()
 
     async def _keep_alive(self) -> None:
-        decided_s = time.monotonic() + self._decide_s
+        first_s = time.monotonic() + self._silence_s
         while True:
-            due_s = self._wire.written_s + self._heartbeat_s if self._wire.started else decided_s
+            due_s = self._wire.written_s + self._heartbeat_s if self._wire.started else first_s
             wait_s = due_s - time.monotonic()
             if wait_s <= 0:
                 await self._feed.put(None)
@@ -360,13 +391,19 @@ class _Answer:
             for item in await self._feed.take():
                 if isinstance(item, QwenProxyError):
                     raise item
-                if item is not None:
+                if item is None:
+                    await self._wire.pad()
+                else:
                     choice, delta = item
                     choices[choice].append(delta)
                     more = not self._finishes(delta)
                 if not more:
                     break
-        await self._wire.reply(self._dialect.reply(self._request, [fold(deltas) for deltas in choices]))
+        body = self._dialect.reply(self._request, [fold(deltas) for deltas in choices])
+        if self._request.drawing is not None:  # it may hold megabytes
+            await self._wire.reply(await run_sync(json_response, body))
+        else:
+            await self._wire.reply(json_response(body))
 
     def _finishes(self, delta: Delta) -> bool:
         """Whether the answer is whole with `delta`; what follows it is no part of the answer."""
@@ -374,7 +411,7 @@ class _Answer:
         return not self._unfinished
 
     async def _fail(self, error: QwenProxyError) -> None:
-        if self._wire.started:
+        if self._wire.started and not self._wire.padded:
             await self._wire.write("".join(self._encoder.fail(error)), more=False)
         else:
             await self._wire.refuse(error, self._dialect.error(error))
