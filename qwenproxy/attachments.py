@@ -21,7 +21,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from qwenproxy.addresses import ServiceHosts, file_address, own_file, own_media
-from qwenproxy.caller import Caller
+from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.chat import Attachment, ChatRequest, Message
 from qwenproxy.data_url import decoded, is_data_url
 from qwenproxy.dialects.parts import address_of
@@ -63,8 +63,8 @@ class Media(Protocol):
 
 
 class Uploaded(Protocol):
-    def file_of_path(self, path: str) -> StoredFile | None:
-        """What we uploaded there; None: it was not us. Blocks."""
+    def file_of_path(self, path: str, caller: Caller = ANYBODY) -> StoredFile | None:
+        """What we uploaded there and the caller sees; None: nothing. Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +218,11 @@ class Attachments:
 
     def _already_uploaded(self, url: str, caller: Caller) -> StoredFile | None:
         path = self._hosts.file_path(url)
-        file = self._uploaded.file_of_path(path) if path else None
-        if file is None:
+        if not path:
             return None
-        if not caller.sees(file.owner):
+        file = self._uploaded.file_of_path(path, caller)
+        # The account is shared by all keys: what another key put there is not read through its address.
+        if file is None and self._uploaded.file_of_path(path) is not None:
             raise UnknownFile("there is no such file")
         return file
 

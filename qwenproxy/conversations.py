@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from anyio.to_thread import run_sync
 
+from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, ConversationRef, Delta, Finished, Home, Message, UpstreamChat
 from qwenproxy.clock import Clock
@@ -40,6 +41,7 @@ class Conversations:
         twins: Twins,
         turns: TurnOrder,
         clock: Clock,
+        attachments: Attachments,
         *,
         most: int,
         keeps_chats: bool,
@@ -50,9 +52,10 @@ class Conversations:
         self._exchanges = exchanges
         self._twins = twins
         self._turns = turns
+        self._attachments = attachments
         self._most = most
         self._keeps_chats = keeps_chats
-        self._chats = KeptChats(gateway, history, twins, turns, clock, self._note, most=most)
+        self._chats = KeptChats(gateway, history, twins, turns, clock, attachments, self._note, most=most)
 
     async def stream(
         self, request: ChatRequest, caller: Caller, *, only: frozenset[str] | None = None
@@ -62,17 +65,19 @@ class Conversations:
         Raises:
             UnknownChat: there is no such conversation, or it is another key's.
             ChatBusy: an earlier request on it goes on for too long.
-            …: whatever the gateway raises.
+            …: whatever the gateway raises, and what taking in attachments does.
         """
         ref = request.conversation
-        if ref is None:
+        found = None if ref is None else await self._found(ref, caller)
+        if isinstance(found, Exchange) or (found is not None and found.id and not found.regenerate):
+            request = replace(request, messages=(last_question(request),))
+        request = await self._attachments.taken(request, caller)
+        if found is None:
             answer = self._alone(request, caller, only)
+        elif isinstance(found, Exchange):
+            answer = self._continued(found, request, caller, only)
         else:
-            found = await self._found(ref, caller)
-            if isinstance(found, Exchange):
-                answer = self._continued(found, request, caller, only)
-            else:
-                answer = self._chats.stream(request, found, caller, only)
+            answer = self._chats.stream(request, found, caller, only)
         async with aclosing(answer) as deltas:
             async for delta in deltas:
                 yield delta
@@ -112,7 +117,8 @@ class Conversations:
         messages = (*before.messages, last_question(request))
         lives = twin.id and self._twins.holds(twin) and len(messages) <= self._most
         home = before.home if lives else Home(before.home.account_id)
-        asked = replace(request, messages=window(messages, self._most), home=home)
+        told = await self._attachments.recalled(window(messages, self._most), caller, fetch=False)
+        asked = replace(request, messages=told.messages, home=home)
         said = Said()
         kept = False
         # A chat upstream takes one question at a time, also from two branches of one conversation.

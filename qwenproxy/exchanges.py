@@ -141,7 +141,7 @@ def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:
 
 
 def _packed(messages: Sequence[Message]) -> bytes:
-    rows = [[m.role, m.text, [[a.kind, a.url] for a in m.attachments]] for m in messages]
+    rows = [[m.role, m.text, [[a.kind, a.url, a.name] for a in m.attachments]] for m in messages]
     return zlib.compress(json.dumps(rows).encode())
 
 

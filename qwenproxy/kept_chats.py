@@ -21,7 +21,7 @@ as it came, with why; a question that got no answer at all says why, too.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
@@ -30,6 +30,7 @@ from uuid import uuid4
 import anyio
 from anyio.to_thread import run_sync
 
+from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import (
     ChatRequest,
@@ -88,6 +89,7 @@ class KeptChats:
         twins: Twins,
         turns: TurnOrder,
         clock: Clock,
+        attachments: Attachments,
         note: Callable[[Exchange, Caller], Awaitable[None]],
         *,
         most: int,
@@ -98,6 +100,7 @@ class KeptChats:
         self._twins = twins
         self._turns = turns
         self._clock = clock
+        self._attachments = attachments
         self._note = note
         self._most = most
 
@@ -116,7 +119,8 @@ class KeptChats:
             chat, question = await run_sync(self._ask, chat_id, request, ref, caller)
             turn = _Turn(chat, question, str(uuid4()), caller, begins=not ref.id)
             try:
-                async with aclosing(self._gateway.stream(self._told(turn, request), only=only)) as deltas:
+                told = await self._told(turn, request)
+                async with aclosing(self._gateway.stream(told, only=only)) as deltas:
                     async for delta in deltas:
                         yield await self._take(turn, delta)
             except QwenProxyError as exc:
@@ -141,7 +145,7 @@ class KeptChats:
         if not ref.id:
             chat = Transcript(chat_id, _name_of(content), int(now_s * 1000), owner=caller.mark)
             for message in request.messages[:-1]:
-                chat = chat.preceded(Entry(str(uuid4()), "", "system", message.text, int(now_s)))
+                chat = chat.preceded(Entry(str(uuid4()), "", "system", _content_of(message), int(now_s)))
             chat, question = ask(chat)
             self._history.add(chat)
             return chat, question
@@ -155,13 +159,25 @@ class KeptChats:
         chat = self._history.change(chat_id, caller, change)
         return chat, found[0]
 
-    def _told(self, turn: _Turn, request: ChatRequest) -> ChatRequest:
+    async def _told(self, turn: _Turn, request: ChatRequest) -> ChatRequest:
         """What goes to the gateway: the conversation, and where it lives."""
         path = turn.chat.branch(turn.question.id)
         home, turn.why = self._home(turn, path)
         model = request.model or turn.chat.model_of(turn.question.id) or ANY_MODEL
-        messages = tuple(entry.message for entry in window(path, self._most))
-        return replace(request, model=model, messages=messages, home=home)
+        messages = [entry.message for entry in window(path, self._most)]
+        # What the mirror has is not told again, unless it fails; nobody waits for addresses because of that.
+        recalled = await self._attachments.recalled(messages, turn.caller, fetch=not home.chat_id)
+        if recalled.addresses:
+            await self._keep_addresses(turn, recalled.addresses)
+        return replace(request, model=model, messages=recalled.messages, home=home)
+
+    async def _keep_addresses(self, turn: _Turn, addresses: Mapping[str, str]) -> None:
+        """What was had from elsewhere is here from now on."""
+
+        def keep(chat: Transcript) -> Transcript:
+            return chat.readdressed(addresses)
+
+        await _quietly(run_sync(self._history.change, turn.chat.id, turn.caller, keep))
 
     def _home(self, turn: _Turn, path: tuple[Entry, ...]) -> tuple[Home, str]:
         """Where the conversation goes on, and why it has to be told anew if it has."""

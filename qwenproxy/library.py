@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 from uuid import uuid4
 
 from anyio.to_thread import run_sync
 
+from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import BadRequest, ChatDamaged, UnknownChat
 from qwenproxy.exports import NAME_CHARACTERS, imported, on_one_line
 from qwenproxy.history import ChatRow, Found, History
-from qwenproxy.transcript import UNNAMED, Content, Json, Transcript
+from qwenproxy.transcript import UNNAMED, Content, Entry, Json, Transcript
 from qwenproxy.turn_order import TurnOrder
 
 IMPORTED_NAME: Final = "Imported chat"
@@ -62,6 +64,7 @@ class Library:
         discard: Callable[[UpstreamChat], None],
         knows_account: Callable[[str], bool],
         clock: Clock,
+        attachments: Attachments,
     ) -> None:
         """`discard` has an upstream chat deleted, some time, if this program made it."""
         self._history = history
@@ -69,6 +72,7 @@ class Library:
         self._discard = discard
         self._knows_account = knows_account
         self._clock = clock
+        self._attachments = attachments
 
     # All of these raise UnknownChat, also for another key's chat, ChatDamaged and StoreError.
 
@@ -120,10 +124,10 @@ class Library:
         return forked.id
 
     async def edit(self, caller: Caller, chat_id: str, message_id: str, content: Content) -> None:
+        """What the content holds itself becomes a file. Raises: BadRequest, TooLarge, ChatBusy."""
+        kept = await self._attachments.without_data(content, caller)
         async with self._turns.alone(chat_id):
-            await run_sync(
-                self._history.change, chat_id, caller, lambda chat: chat.edited(message_id, content)
-            )
+            await run_sync(self._history.change, chat_id, caller, lambda chat: chat.edited(message_id, kept))
 
     async def move(self, caller: Caller, chat_id: str, account_id: str) -> None:
         """Raises: BadRequest, ChatBusy."""
@@ -145,20 +149,27 @@ class Library:
         return await run_sync(found)
 
     async def add_imported(self, caller: Caller, value: Json) -> str:
-        """A new chat's id. Raises: BadRequest, UnsupportedParameter."""
+        """A new chat's id; what its messages hold themselves becomes files.
 
-        def add() -> str:
-            chat = imported(
+        Raises: BadRequest, UnsupportedParameter, UnknownFile, TooLarge.
+        """
+
+        def read() -> Transcript:
+            return imported(
                 value,
                 new_id=str(uuid4()),
                 name=IMPORTED_NAME,
                 created=self._now_ms(),
                 owner=caller.mark,
             )
-            self._history.add(chat)
-            return chat.id
 
-        return await run_sync(add)
+        chat = await run_sync(read)
+        entries: dict[str, Entry] = {}
+        for entry in chat.entries.values():
+            content = await self._attachments.without_data(entry.content, caller)
+            entries[entry.id] = replace(entry, content=content)
+        await run_sync(self._history.add, replace(chat, entries=MappingProxyType(entries)))
+        return chat.id
 
     def _now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)

@@ -61,6 +61,18 @@ def message_of(role: Role, content: Content) -> Message:
     return Message(role, text_of(content), tuple(attachments))
 
 
+def _readdressed(content: Content, addresses: Mapping[str, str]) -> Content:
+    if isinstance(content, str):
+        return content
+    parts: list[Json] = []
+    for part in content:
+        kind = KINDS.get(str(part.get("type")))
+        url = part.get(kind) if kind is not None else None
+        known = isinstance(url, str) and url in addresses
+        parts.append({**part, str(kind): addresses[str(url)]} if known else part)
+    return parts
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One message."""
@@ -240,6 +252,14 @@ class Transcript:
             if other.parent_id in changed:
                 changed[other.id] = replace(other, upstream_chat="", upstream_response="")
         return replace(self, entries=MappingProxyType({**self.entries, **changed}))
+
+    def readdressed(self, addresses: Mapping[str, str]) -> Transcript:
+        """With other addresses of the same pictures and files. No words change."""
+        entries = {
+            entry.id: replace(entry, content=_readdressed(entry.content, addresses))
+            for entry in self.entries.values()
+        }
+        return replace(self, entries=MappingProxyType(entries))
 
     def forked(self, entry_id: str, *, new_id: str, created: int) -> Transcript:
         """A new chat that holds what led to a message, and that message. The ids of the messages stay."""

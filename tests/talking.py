@@ -33,6 +33,7 @@ from qwenproxy.janitor import Janitor
 from qwenproxy.qwen.client import Turn
 from qwenproxy.transcript import Transcript
 from qwenproxy.turn_order import TurnOrder
+from tests.attaching import Elsewhere
 from tests.test_gateway import ScriptedUpstream, gateway
 
 OTHER = Caller("key_other", "other", frozenset({"chat"}))
@@ -78,6 +79,7 @@ class Kept:
     conversations: Conversations
     history: History
     janitor: Janitor
+    elsewhere: Elsewhere
     seen: list[Delta] = field(default_factory=list)
 
     async def talk(self, request: ChatRequest, caller: Caller = ANYBODY) -> Reply:
@@ -128,7 +130,17 @@ async def kept(
         ):
             turns = TurnOrder(0.5)
             janitor = gate._janitor
+            hosting: Any = gate._hosting
+            other = Elsewhere(hosting._store)
             talks = Conversations(
-                gate, history, exchanges, janitor, turns, clock, most=most, keeps_chats=False
+                gate,
+                history,
+                exchanges,
+                janitor,
+                turns,
+                clock,
+                other.attachments(),
+                most=most,
+                keeps_chats=False,
             )
-            yield Kept(folder, gate, talks, history, janitor)
+            yield Kept(folder, gate, talks, history, janitor, other)

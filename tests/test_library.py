@@ -20,6 +20,7 @@ from qwenproxy.history import ChatRow, History
 from qwenproxy.library import Criteria, Library
 from qwenproxy.transcript import Entry, Transcript
 from qwenproxy.turn_order import TurnOrder
+from tests.attaching import Elsewhere, elsewhere
 
 pytestmark = pytest.mark.anyio
 
@@ -49,13 +50,19 @@ class StandingClock:
 @dataclass
 class Shelf:
     history: History
+    elsewhere: Elsewhere
     turns: TurnOrder = field(default_factory=lambda: TurnOrder(0.05))
     discarded: list[UpstreamChat] = field(default_factory=list)
     clock: StandingClock = field(default_factory=StandingClock)
 
     def __post_init__(self) -> None:
         self.library = Library(
-            self.history, self.turns, self.discarded.append, {"acc_1", "acc_2"}.__contains__, self.clock
+            self.history,
+            self.turns,
+            self.discarded.append,
+            {"acc_1", "acc_2"}.__contains__,
+            self.clock,
+            self.elsewhere.attachments(),
         )
 
     def keep(self, chat_id: str, *texts: str, owner: str = "key_a", created: int = 0) -> Transcript:
@@ -89,7 +96,7 @@ class Shelf:
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    shelf = Shelf(History(tmp_path, SystemClock()))
+    shelf = Shelf(History(tmp_path, SystemClock()), elsewhere(tmp_path))
     yield shelf
     shelf.history.close()
 

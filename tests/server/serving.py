@@ -29,6 +29,7 @@ from qwenproxy.server.app import bind, create_app, serve
 from qwenproxy.server.relay import Bounds
 from qwenproxy.settings import Settings
 from qwenproxy.turn_order import TurnOrder
+from tests.attaching import elsewhere
 
 Step: TypeAlias = Delta | float | Exception | anyio.Event
 """What a scripted answer does next: gives a delta, waits so many seconds, fails, or waits for the event."""
@@ -120,7 +121,10 @@ class ScriptedGateway:
 
 def empty_library(session_dir: Path = Path("session")) -> Library:
     clock = SystemClock()
-    return Library(History(session_dir, clock), TurnOrder(5), lambda chat: None, lambda account: True, clock)
+    taking = elsewhere(session_dir).attachments()
+    return Library(
+        History(session_dir, clock), TurnOrder(5), lambda chat: None, lambda account: True, clock, taking
+    )
 
 
 @dataclass

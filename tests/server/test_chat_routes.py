@@ -25,6 +25,7 @@ from qwenproxy.server.admission import INTERNAL
 from qwenproxy.server.relay import Bounds
 from qwenproxy.transcript import Entry, Transcript
 from qwenproxy.turn_order import TurnOrder
+from tests.attaching import elsewhere
 from tests.server.serving import Running, ScriptedGateway, Step, running
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +73,14 @@ async def shelf(tmp_path: Path, keys: str = "", bounds: Bounds | None = None) ->
     history = History(tmp_path, SystemClock())
     turns = TurnOrder(0.05)
     discarded: list[UpstreamChat] = []
-    library = Library(history, turns, discarded.append, {"acc_1", "acc_2"}.__contains__, SystemClock())
+    library = Library(
+        history,
+        turns,
+        discarded.append,
+        {"acc_1", "acc_2"}.__contains__,
+        SystemClock(),
+        elsewhere(tmp_path).attachments(),
+    )
     keys_path = tmp_path / "Authorization.txt"
     keys_path.write_text(keys, encoding="utf-8")
     ring = KeyRing([keys_path])
