@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .frames import Done, Frames, Head, Pause, Step
 from .marks import Switch
-from .memory import Options, Turn
+from .media import PICTURE_SIZES, picture
+from .memory import PASTED, Attached, Records, Turn
 
 SEARCH_SILENCE_S = 10.0
 """Seconds a web search keeps the stream silent (protocol §5.5)."""
-KEEP_ALIVE_S = 10.0
-"""Seconds between heartbeats in slow work (protocol §5.6)."""
 LONG_SENTENCES = 60
+DEFAULT_RATIO = "16:9"
+"""Of a picture (protocol §10.1)."""
+ANY_RATIO = ("", "auto")
+WORDS = {"image": "picture", "video": "video", "audio": "recording", "document": "document"}
 RECALLED_WORDS = 8
 """Of each question that `recall` tells."""
+REPEATED = re.compile(r"^<<<(\w+)\n(.*)\n\1>>>$", re.DOTALL | re.MULTILINE)
+"""A text between two marks that a prompt asks to say again."""
+DRAWING = ("t2i", "image_edit")
+"""Chats that answer in pictures."""
 _PIECE = re.compile(r"\s*\S{1,7}|\s+")
 _CALL = "call_9c1f0e2d4b6a48f0a1b2c3d4"
 
@@ -26,11 +33,12 @@ Talk = Callable[["Scene"], Iterator[Step]]
 class Scene:
     """One answer being given: its turn, its frames, and the switch that chose it."""
 
-    def __init__(self, turn: Turn, options: Options, switch: Switch) -> None:
+    def __init__(self, turn: Turn, records: Records, switch: Switch) -> None:
         self.turn = turn
+        self.records = records
         self.frames = Frames(turn)
         self.switch = switch
-        self.gap = Pause(1.0 / switch.number("rate", options.pieces_per_s))
+        self.gap = Pause(1.0 / switch.number("rate", records.options.pieces_per_s))
 
     def spoken(self, text: str) -> Iterator[Step]:
         for piece in _PIECE.findall(text):
@@ -66,11 +74,22 @@ def about(prompt: str) -> str:
     )
 
 
+def came_with(files: Sequence[Attached]) -> str:
+    """A sentence about what a question came with; "" where that was nothing."""
+    told = []
+    for kind, word in WORDS.items():
+        these = [file for file in files if file.kind == kind and not file.name.startswith(PASTED)]
+        if these:
+            listed = ", ".join(f"{file.name}, {file.size:,} bytes" for file in these)
+            told.append(f"{len(these)} {word}{'s' * (len(these) > 1)} ({listed})")
+    return f" It came with {' and '.join(told)}." if told else ""
+
+
 def plain(scene: Scene) -> Iterator[Step]:
     yield from _opening(scene)
     if _wants_thinking(scene.turn):
         yield from thoughts(scene)
-    yield from scene.spoken(about(scene.turn.prompt))
+    yield from scene.spoken(f"{about(scene.turn.prompt)}{came_with(scene.turn.files)}")
     yield from scene.end()
 
 
@@ -83,12 +102,24 @@ def say(scene: Scene) -> Iterator[Step]:
     yield from scene.end()
 
 
+def repeat(scene: Scene) -> Iterator[Step]:
+    """The marked text of the prompt, word for word."""
+    found = REPEATED.search(scene.turn.prompt)
+    yield from _opening(scene)
+    yield from scene.spoken(found[2] if found else "")
+    yield from scene.end()
+
+
 def recall(scene: Scene) -> Iterator[Step]:
     """`recall`: what the chat knows when this is asked, so that a person sees that context is kept."""
-    asked = [f'{number}. "{_beginning(turn.prompt)}"' for number, turn in enumerate(scene.turn.before, 1)]
+    asked = [
+        f'{number}. "{_beginning(turn.prompt)}"{came_with(turn.files)}'
+        for number, turn in enumerate(scene.turn.before, 1)
+    ]
     turns = "1 turn" if len(asked) == 1 else f"{len(asked)} turns"
     yield from _opening(scene)
-    yield from scene.spoken(f"I remember {turns} of this chat before this one. {' '.join(asked)}".strip())
+    told = f"I remember {turns} of this chat before this one. {' '.join(asked)}".strip()
+    yield from scene.spoken(f"{told}{came_with(scene.turn.files)}")
     yield from scene.end()
 
 
@@ -148,7 +179,7 @@ def search(scene: Scene) -> Iterator[Step]:
 
 def image(scene: Scene) -> Iterator[Step]:
     """`image tool=1`: the image mode, or the tool called inside a chat (protocol §5.5, §10.1)."""
-    if scene.switch.whole("tool", 0) or scene.turn.chat.chat_type != "t2i":
+    if scene.switch.whole("tool", 0) or scene.turn.chat.chat_type not in DRAWING:
         yield from _image_tool(scene)
     else:
         yield from _image_mode(scene)
@@ -231,14 +262,17 @@ def _document(number: int) -> dict[str, str]:
 
 def _image_mode(scene: Scene) -> Iterator[Step]:
     yield from _opening(scene)
-    waits = scene.switch.number("silence_s", 2 * KEEP_ALIVE_S)
+    waits = scene.switch.number("silence_s", scene.records.options.draw_s)
     for _ in range(2):
         yield Pause(waits / 2)
         yield scene.frames.info("keep_alive")
+    ratio = scene.turn.size or ""
+    ratio = DEFAULT_RATIO if ratio in ANY_RATIO else ratio
+    width, height = PICTURE_SIZES[ratio]
     for number in (1, 2):
-        url = _image_url(scene, f"{number}.png", number)
+        url = picture(scene.records, scene.turn, str(number), ratio)
         scene.turn.said[:] = [url]
-        yield scene.frames.image(url, 1536, 2688)
+        yield scene.frames.image(url, height, width)
         yield scene.gap
     yield from scene.end("image_gen")
 
@@ -248,10 +282,10 @@ def _image_tool(scene: Scene) -> Iterator[Step]:
     yield from _opening(scene)
     yield from thoughts(scene)
     yield from _tool_call(scene, "image_gen_tool", "image_gen", '{"prompt": "A picture"}', {})
-    yield from _silence(scene, 5.0)
+    yield from _silence(scene, scene.records.options.draw_s / 4)
     result = {
-        "tool_result": [{"image": _image_url(scene, "original.png", 1)}],
-        "image_list": [{"image": _image_url(scene, "shown.png", 2)}],
+        "tool_result": [{"image": picture(scene.records, scene.turn, "original", DEFAULT_RATIO)}],
+        "image_list": [{"image": picture(scene.records, scene.turn, "shown", DEFAULT_RATIO)}],
     }
     yield frames.tool_result("image_gen_tool", "image_gen", _CALL, result)
     frames.next_round(230)
@@ -260,14 +294,11 @@ def _image_tool(scene: Scene) -> Iterator[Step]:
     yield from scene.end()
 
 
-def _image_url(scene: Scene, name: str, key: int) -> str:
-    return f"https://cdn.qwenlm.ai/output/standin/t2i/{scene.frames.response_id}/{name}?key=K{key}"
-
-
 TALKS: dict[str, Talk] = {
     "plain": plain,
     "say": say,
     "recall": recall,
+    "repeat": repeat,
     "think": think,
     "long": long,
     "count": count,
@@ -281,6 +312,8 @@ def talk_for(turn: Turn, marks: list[Switch]) -> tuple[Talk, Switch]:
     for switch in reversed(marks):
         if switch.name in TALKS:
             return TALKS[switch.name], switch
-    by_type = {"search": "search", "t2i": "image"}
+    if turn.chat.chat_type not in DRAWING and REPEATED.search(turn.prompt):
+        return repeat, Switch("repeat", {})
+    by_type = {"search": "search", **dict.fromkeys(DRAWING, "image")}
     name = by_type.get(turn.chat.chat_type, "plain")
     return TALKS[name], Switch(name, {})

@@ -194,4 +194,12 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "said": "".join(turn.said),
         "ending": turn.ending,
         "model": turn.model,
+        "chat_type": turn.chat.chat_type,
+        "size": turn.size,
+        "generator": turn.meta.get("model", ""),
+        "files": [
+            {"kind": file.kind, "name": file.name, "sha256": file.sha256, "size": file.size}
+            for file in turn.files
+        ],
+        "documents": [file.text for file in turn.files if file.kind == "document"],
     }

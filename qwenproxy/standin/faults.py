@@ -146,6 +146,9 @@ REFUSALS: dict[str, Refusal] = {
     "parent_gone": _coded("PARENT_NOT_FOUND", "Parent message not found", 404),
     "parent_gone_text": _coded("Bad_Request", "Invalid input chat parent_id 00000000 is not exist."),
     "model_gone": _coded("Not_Found", "Model not found", 404),
+    "credits_exhausted": _coded("quota_exhausted", "You do not have enough credits for this."),
+    "tts_limited": _coded("RateLimited", "Too many requests, please try again in a minute."),
+    "tts_language": _coded("UnsupportedLanguage", "This language cannot be read aloud yet."),
     "sts_refused": _coded("Bad_Request", "No upload now.", message="Upload is not available."),
     "file_gone": _coded("Bad_Request", "Invalid input the file 00000000 is not exist."),
     "bad_request": _coded("Bad_Request", "Internal error, please contact the service provider."),
@@ -487,7 +490,9 @@ STALL = "hang_before_head"
 """The one spoiler that calls without a stream know too."""
 FILES = ("oss_error", "oss_slow", "oss_severed", "oss_wrong_crc", "parse_failed", "parse_hangs")
 """What strikes uploads: `on` is `storage` for the first four, else `parse`; `sts` takes the refusals."""
-NAMES = frozenset((*REFUSALS, *SPOILERS, DIALOG, *FILES))
+VIDEOS = ("video_failed", "video_hangs")
+"""What becomes of a video: by a mark in its prompt, or `on` is `task`."""
+NAMES = frozenset((*REFUSALS, *SPOILERS, DIALOG, *FILES, *VIDEOS))
 
 
 def challenged(request: Request, session: Session) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ FE_VERSIONS: dict[Era, str] = {"B": "0.2.91", "C": "0.3.12"}
 """The front-end build each era's pages name (protocol §2)."""
 PENDING_PREFIX = "pending@"
 """E-mail addresses that begin so have to be confirmed first."""
+PASTED = "Pasted_Text_"
+"""Begins the name of a prompt that came as a document, as the site itself names one (protocol §13)."""
 RECEIVED_LIMIT = 2000
 """Requests remembered for `GET /__standin__/received`."""
 TURNS_LIMIT = 20_000
@@ -73,6 +76,14 @@ class Options:
     """Seconds that a file's signed address is good (protocol §9.1)."""
     parse_s: float = 0.2
     """Seconds until a document is read."""
+    draw_s: float = 20.0
+    """Seconds until a picture is drawn."""
+    media_referer: bool = False
+    """Show what was made only to the site's own pages and to whoever asked for it."""
+    video_s: float = 2.0
+    """Seconds until a video is made; the real ones take minutes."""
+    tasks_at: Literal["v2", "v1", "both"] = "v2"
+    """Which of the two addresses tells of a task; sources disagree (protocol §10.2)."""
     history: Literal["map", "array"] = "array"
     """Where `GET /chats/{id}` puts the messages: map until July, array since August (protocol §8)."""
 
@@ -111,6 +122,42 @@ class Access:
     expired: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A file that the model got with a question."""
+
+    kind: str
+    """`image`, `video`, `audio` or `document`."""
+    name: str
+    sha256: str
+    size: int
+    text: str = ""
+    """What a document says, where it is text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Something the stand-in drew or filmed."""
+
+    account: str
+    media_type: str
+    key: str
+    """Opens its address."""
+    content: Callable[[], bytes]
+
+
+@dataclass(slots=True)
+class Task:
+    """A video in the making (protocol §10.2)."""
+
+    id: str
+    turn: Turn
+    ratio: str
+    done_at: float
+    """Monotonic seconds."""
+    error: str = ""
+
+
 @dataclass(slots=True)
 class Turn:
     """One question and its answer."""
@@ -123,6 +170,7 @@ class Turn:
     message: dict[str, Any]
     response_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     user_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    files: list[Attached] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     ending: Ending | None = None
@@ -145,6 +193,18 @@ class Turn:
             found.append(turn)
             turn = turn.chat.turns.get(turn.parent_id)
         return found[::-1]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        extra = self.message.get("extra")
+        meta = extra.get("meta") if isinstance(extra, dict) else None
+        return meta if isinstance(meta, dict) else {}
+
+    @property
+    def size(self) -> str | None:
+        """The ratio that is asked for, which is said in two places (protocol §10.1); None: they disagree."""
+        sizes = {str(self.body.get("size") or ""), str(self.meta.get("size") or "")}
+        return sizes.pop() if len(sizes) == 1 else None
 
     @property
     def feature(self) -> dict[str, Any]:
@@ -187,6 +247,11 @@ class Records:
     received: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECEIVED_LIMIT))
     asked: deque[Turn] = field(default_factory=lambda: deque(maxlen=TURNS_LIMIT))
     """Every turn, also of chats that are deleted."""
+    made: dict[str, Made] = field(default_factory=dict)
+    """By path."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By account, the sections that were changed."""
     played: int = 0
     """How many of `people` have signed in."""
     activated: set[str] = field(default_factory=set)
@@ -207,7 +272,7 @@ class Records:
             turn.interrupted.set()
         self.options = self.first_options
         self.played = 0
-        chats = (self.chats, self.asked)
+        chats = (self.chats, self.asked, self.made, self.tasks, self.settings)
         for kept in (*chats, self.faults, self.marks_met, self.received, self.accounts, self.activated):
             kept.clear()
         if sessions:

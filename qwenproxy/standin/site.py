@@ -30,14 +30,18 @@ from .chats import Chats
 from .control import Control
 from .faults import DIALOG, REFUSALS, STALL, challenged, stalled
 from .marks import Switch
+from .media import PREFIX as MADE
+from .media import Media
 from .memory import Options, Records, Session
 from .objects import Objects
 from .pages import Pages
 from .replies import ACTUAL_STATUS, EDGE, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
 from .signins import Handler, SignIns
+from .speech import Speech
 from .storage import NOTED_QUERY, PREFIX, Storage
 from .talks import Talks
 from .uploads import Uploads
+from .videos import Videos
 
 GUEST_MODELS = 3
 """Models that `/api/v2/models/` shows without a sign-in (protocol §7)."""
@@ -64,6 +68,7 @@ NOTE = "standin.note"
 CHAT_IN_PATH = re.compile(r"/api/v2/chats/([0-9a-f-]{36})(/|$)")
 SECRET_FIELDS = ("password", "token", "refresh_token", "access_token")
 Guarded = Callable[[Request, Session], Awaitable[Response]]
+Striking = Callable[[Request, Session, list[Switch]], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +85,13 @@ class Standin:
         self.addresses = Addresses("", "")
         self._numbers = count(1)
         self._sign_ins = SignIns(self.records)
-        self._talks = Talks(self.records)
         self._chats = Chats(self.records)
         self._pages = Pages(self.records, self._sign_ins)
         self._objects = Objects()
+        self._videos = Videos(self.records)
+        self._talks = Talks(self.records, self._objects, self._videos)
+        self._speech = Speech(self.records)
+        self._media = Media(self.records, self._sign_ins)
         self._storage = Storage(self._objects, self._queued)
         self._uploads = Uploads(self.records, self._objects)
         control = Control(self.records, self._sign_ins, self._objects, self._uploads).routes()
@@ -215,7 +223,7 @@ class Standin:
     async def _noted(self, request: Request) -> bool:
         """Keeps what came in; False when the client left before its body was whole."""
         path = request.url.path
-        if not path.startswith(("/api/", PREFIX)):
+        if not path.startswith(("/api/", PREFIX, MADE)):
             return True
         text, query = None, _harmless(request.url.query)
         if path.startswith("/api/"):
@@ -266,6 +274,8 @@ class Standin:
             *self._boot_routes(),
             *self._storage.routes(),
             *self._file_routes(),
+            *self._media.routes(),
+            *self._made_routes(),
             Route("/api/models", self._open_models),
             Route("/api/v2/models/", self._faulted("models", self._models)),
             Route("/api/v2/chats/new", guard("new", chats.new), methods=["POST"]),
@@ -294,31 +304,32 @@ class Standin:
         """Protocol §9; a failed reading is a fault of `parse`."""
         uploads, guard = self._uploads, self._guarded
 
-        async def parse(request: Request) -> Response:
-            faults: list[Switch] = []
-            return await guard("parse", lambda again, who: uploads.parse(again, who, faults), faults)(request)
-
         return [
             Route("/api/v2/files/getstsToken", guard("sts", uploads.ticket), methods=["POST"]),
-            Route("/api/v2/files/parse", parse, methods=["POST"]),
+            Route("/api/v2/files/parse", self._struck("parse", uploads.parse), methods=["POST"]),
             Route("/api/v2/files/parse/status", guard("parse_status", uploads.parsed), methods=["POST"]),
             Route("/api/v2/files/getfilelink", guard("link", uploads.fresh), methods=["POST"]),
         ]
 
+    def _made_routes(self) -> list[BaseRoute]:
+        """Protocol §10.2–11."""
+        videos, speech, guard = self._videos, self._speech, self._guarded
+        task = self._struck("task", videos.status)
+        return [
+            Route("/api/v2/task/status/{task_id}", task, methods=["GET"]),
+            Route("/api/v1/tasks/status/{task_id}", self._struck("task", videos.bare_status)),
+            Route("/api/v2/tts/completions", guard("tts", speech.completions), methods=["POST"]),
+            Route("/api/v2/tts/config", self._faulted("voices", speech.config)),
+            Route("/api/v2/users/user/settings", self._settings),
+            Route("/api/v2/users/user/settings/update", guard("settings", speech.update), methods=["POST"]),
+        ]
+
     def _boot_routes(self) -> list[BaseRoute]:
         """What the app asks while it boots, beside models and chats (protocol §1.4)."""
-        settings = {
-            "ui": {"theme": "light", "language": "en-US"},
-            "memory": {"enable_memory": False, "enable_history_memory": False},
-            "personalization": {"instruction": "", "enable_for_new_chat": False},
-            "tools_enabled": {"web_search": True, "image_gen_tool": True},
-        }
         answers: dict[str, Any] = {
             "/api/v2/configs/": {"name": "Qwen (stand-in)"},
             "/api/v2/configs/setting-config": {},
-            "/api/v2/users/user/settings": settings,
             "/api/v2/users/status": True,
-            "/api/v2/tts/config": {"audio_tts_speakers": [], "omni_speakers": []},
             "/api/v2/folders/": [],
             "/api/v2/projects/": [],
             "/api/v2/library/list": {"has_more": False, "items": [], "cursor": None},
@@ -343,6 +354,11 @@ class Standin:
     async def _open_models(self, request: Request) -> Response:
         return JSONResponse({"data": [entry(model) for model in LISTED]})
 
+    async def _settings(self, request: Request) -> Response:
+        """The page asks for them before it is signed in, too."""
+        session = self._sign_ins.credential(request)
+        return await self._speech.settings(request, session.account if session else "")
+
     async def _list(self, request: Request, session: Session) -> Response:
         if "page" in request.query_params:
             session.booted = True
@@ -359,6 +375,15 @@ class Standin:
         return await self._talks.complete(
             request, session, self._queued(request, "completions", session.account)
         )
+
+    def _struck(self, kind: str, handler: Striking) -> Handler:
+        """The handler behind the checks, which gets the faults that are its own business."""
+
+        async def striking(request: Request) -> Response:
+            faults: list[Switch] = []
+            return await self._guarded(kind, lambda again, who: handler(again, who, faults), faults)(request)
+
+        return striking
 
     def _guarded(self, kind: str, handler: Guarded, struck: list[Switch] | None = None) -> Handler:
         """The handler behind the checks that all writes share, and behind the queued faults.

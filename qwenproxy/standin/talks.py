@@ -13,22 +13,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .answers import Scene, talk_for
+from .answers import ANY_RATIO, DRAWING, Scene, talk_for
+from .attachments import Attachments, pasted
 from .catalogue import Model, find_model
 from .faults import DIALOG, NAMES, REFUSALS, challenged, spoiled
 from .frames import Done, Frames, Head, Hold, Pause, Step
 from .marks import Switch, split_marks
+from .media import PICTURE_SIZES
 from .memory import Chat, Records, Session, Turn
+from .objects import Objects
 from .replies import ACTUAL_STATUS, busy, enveloped, refused, request_id
+from .videos import Videos
 
 SHORT_WAIT_S = 0.05
 """Up to this a wait is a bare sleep: cheaper than one that can be interrupted, and short enough."""
+FILMING = "t2v"
+"""The type of chats that are answered by a task."""
 JSONObject = dict[str, Any]
 
 
 class Talks:
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, objects: Objects, videos: Videos) -> None:
         self._records = records
+        self._attachments = Attachments(records, objects)
+        self._videos = videos
 
     async def complete(self, request: Request, session: Session, queued: list[Switch]) -> Response:
         """`POST /api/v2/chat/completions`; `queued` are the faults waiting for this call."""
@@ -40,6 +48,9 @@ class Talks:
         if isinstance(found, Response):
             return found
         turn, marks = found
+        refusal = await self._brought(request, turn, marks)
+        if refusal is not None:
+            return refusal
         switches = [*(mark for mark in marks if self._strikes(mark)), *queued]
         for switch in switches:
             if switch.name == DIALOG:
@@ -47,6 +58,8 @@ class Talks:
             if switch.name in REFUSALS:
                 return REFUSALS[switch.name](request, switch)
         self._begin(turn)
+        if turn.chat.chat_type == FILMING:
+            return self._videos.submitted(request, turn, switches)
         return TurnStream(self._records, turn, self._steps(turn, marks, switches), request_id(request))
 
     async def resume(self, request: Request, account: str) -> Response:
@@ -64,7 +77,7 @@ class Talks:
             return TurnStream(self._records, turn, iter([Head(), over]), request_id(request), replay=True)
         turn.said.clear()
         turn.thoughts.clear()
-        _, marks = split_marks(_content(turn.message))
+        marks = [*_marks_of_files(turn), *split_marks(_content(turn.message))[1]]
         return TurnStream(self._records, turn, self._steps(turn, marks, []), request_id(request), replay=True)
 
     async def stop(self, request: Request, account: str) -> Response:
@@ -102,7 +115,7 @@ class Talks:
         model = find_model(str(asked.get("model")))
         if model is None:
             return refused(request, "Not_Found", "Model not found", 404)
-        if not asked.get("stream"):
+        if not asked.get("stream") and chat.chat_type != FILMING:
             return refused(request, "internal_error", "Internal Error")
         return self._admitted(request, chat, model, asked, messages[0])
 
@@ -127,6 +140,26 @@ class Talks:
             turn.feature.pop("thinking_enabled", None)
         return turn, marks
 
+    async def _brought(self, request: Request, turn: Turn, marks: list[Switch]) -> Response | None:
+        """Puts the message's files into the turn and what they say into its marks; or why it is refused."""
+        model = find_model(turn.model)
+        sees = model is not None and model.vision
+        examined = await self._attachments.examine(turn.message, turn.chat.account, sees=sees)
+        if examined.missing:
+            return refused(request, "Bad_Request", f"Invalid input the file {examined.missing} is not exist.")
+        turn.files = examined.files
+        told = pasted(turn.files)
+        if told is not None:
+            turn.prompt = split_marks(told)[0]
+        marks[:] = [*_marks_of_files(turn), *marks, *examined.marks]
+        if turn.chat.busy():
+            return busy(request)
+        if turn.chat.chat_type == FILMING:
+            return self._videos.refusal(request, turn)
+        if turn.chat.chat_type in DRAWING and turn.size not in (*ANY_RATIO, *PICTURE_SIZES):
+            return refused(request, "internal_error", "Internal Error")
+        return None
+
     def _begin(self, turn: Turn) -> None:
         turn.chat.live = turn
         turn.chat.turns[turn.response_id] = turn
@@ -140,7 +173,7 @@ class Talks:
             # Such a stream opens and ends without an answer (protocol §4.1).
             return iter([Head(), Frames(turn).created()])
         talk, switch = talk_for(turn, [*marks, *switches])
-        scene = Scene(turn, self._records.options, switch)
+        scene = Scene(turn, self._records, switch)
         return spoiled(talk(scene), scene.frames, switches)
 
     def _strikes(self, mark: Switch) -> bool:
@@ -166,6 +199,11 @@ class Talks:
         if self._records.options.era == "C":
             return refused(request, "PARENT_NOT_FOUND", "Parent message not found", 404)
         return refused(request, "Bad_Request", f"Invalid input chat parent_id {parent} is not exist.")
+
+
+def _marks_of_files(turn: Turn) -> list[Switch]:
+    """What stands in a document counts as if it stood in the prompt."""
+    return [mark for file in turn.files for mark in split_marks(file.text)[1]]
 
 
 async def read_object(request: Request) -> JSONObject | None:

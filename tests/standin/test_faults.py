@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qwenproxy.standin.faults import NAMES, REFUSALS, SPOILERS
+from qwenproxy.standin.faults import FILES, NAMES, REFUSALS, SPOILERS, VIDEOS
 from tests.serve import Standin, until
 from tests.standin.visitor import Visitor, deltas, new_body, parsed, text_of
 
@@ -332,5 +332,6 @@ def test_every_fault_is_tried_here() -> None:
         "error_text",
     }
     others |= {"hang_before_head", "hang_after_head", "hang_mid_stream"}
-    assert {*CODES, *WIRE, *ERRORS, *WHOLE, *others} == NAMES
+    elsewhere = {"sts_refused", "credits_exhausted", "tts_limited", "tts_language", *FILES, *VIDEOS}
+    assert {*CODES, *WIRE, *ERRORS, *WHOLE, *others, *elsewhere} == NAMES
     assert not set(REFUSALS) & set(SPOILERS)

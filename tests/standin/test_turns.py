@@ -39,6 +39,11 @@ def test_a_turn_is_remembered_whole_and_outlives_its_chat(standin: Standin, visi
         "prompt": "Hello you",
         "said": "Hi",
         "ending": "finished",
+        "chat_type": "t2t",
+        "size": "",
+        "generator": "",
+        "files": [],
+        "documents": [],
     }
     assert (two["parent"], two["response"], two["said"]) == (first, second, "Bye")
     standin.reset(sessions=False)

@@ -85,8 +85,14 @@ def new_body(**changes: Any) -> dict[str, Any]:
 
 
 def question(chat: str, prompt: str, parent: str | None = None, **features: Any) -> dict[str, Any]:
-    """A completion as the app builds it (protocol §4.1), Fast unless told otherwise."""
+    """A completion as the app builds it (protocol §4.1), Fast unless told otherwise.
+
+    `chat_type`, `size`, `generator` and `files` are a drawing's or a video's too (protocol §9.4, §10).
+    """
     model = features.pop("model", MODEL)
+    files, kind = features.pop("files", []), features.pop("chat_type", "t2t")
+    size, generator = features.pop("size", None), features.pop("generator", None)
+    stream = features.pop("stream", True)
     config = {"thinking_enabled": False, "output_schema": "phase", "thinking_mode": "Fast", **features}
     message = {
         "fid": str(uuid.uuid4()),
@@ -94,12 +100,26 @@ def question(chat: str, prompt: str, parent: str | None = None, **features: Any)
         "role": "user",
         "content": prompt,
         "user_action": "chat",
-        "files": [],
+        "files": files,
         "models": [model],
-        "chat_type": "t2t",
+        "chat_type": kind,
+        "sub_chat_type": kind,
         "feature_config": config,
+        "extra": {"meta": {"subChatType": kind, **given(size=size, model=generator)}},
     }
-    return {"stream": True, "chat_id": chat, "model": model, "parent_id": parent, "messages": [message]}
+    more = given(size=size)
+    return {
+        **more,
+        "stream": stream,
+        "chat_id": chat,
+        "model": model,
+        "parent_id": parent,
+        "messages": [message],
+    }
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
