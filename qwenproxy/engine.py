@@ -47,6 +47,7 @@ from qwenproxy.qwen.file_uploads import Uploads
 from qwenproxy.remote_file import RemoteFiles
 from qwenproxy.settings import Settings
 from qwenproxy.shelf import Shelf
+from qwenproxy.showing import Showing
 from qwenproxy.turn_order import TurnOrder
 
 log = logging.getLogger(__name__)
@@ -62,13 +63,14 @@ class Engine:
     """What the server and the console are given."""
 
     gateway: Gateway
-    conversations: Conversations
+    conversations: Showing
     library: Library
     registry: Registry
     guests: Guests
     checkup: Checkup
     files: FileStore
     hosting: Hosting
+    media: Shelf
 
 
 @asynccontextmanager
@@ -155,7 +157,8 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
             tasks.start_soon(guests.keep_few)
             tasks.start_soon(_tidy, files, settings.keep_files_days)
             checkup = Checkup(pool, registry, client.who, clock)
-            yield Engine(gateway, conversations, library, registry, guests, checkup, files, hosting)
+            shown = Showing(conversations, shelf)
+            yield Engine(gateway, shown, library, registry, guests, checkup, files, hosting, shelf)
             tasks.cancel_scope.cancel()
 
 

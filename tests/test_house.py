@@ -50,7 +50,7 @@ LAYERS = (
     "conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page speech videos studio",
     "browser.account_context",
-    "browser.contexts server.video_routes server.speech_routes "
+    "browser.contexts server.video_routes server.speech_routes server.media_routes server.image_forms "
     "server.status_routes server.account_routes server.chat_routes server.file_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",

@@ -11,12 +11,13 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.to_thread import run_sync
 
 from qwenproxy.browser.account_context import AccountContext, KeepState, StateOf
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.install import Say
 from qwenproxy.browser.site_page import SitePage
-from qwenproxy.errors import QwenProxyError
+from qwenproxy.errors import QwenProxyError, SessionDamaged
 from qwenproxy.qwen.transport import Fetch, Fetched
 from qwenproxy.settings import Settings
 
@@ -98,10 +99,15 @@ class BrowserTransport:
         await self._page(account_id)
 
     async def cookies(self, account_id: str, url: str) -> dict[str, str]:
-        """What the browser would send to `url` as this account. It must be an account that there is.
+        """What the browser would send to `url` as this account.
 
-        Raises: AccountGone, TokenRejected, BrowserMissing, BrowserLost.
+        Raises: AccountGone, SessionDamaged, TokenRejected, BrowserMissing, BrowserLost.
         """
+        if account_id not in self._accounts:
+            try:
+                await run_sync(self._state_of, account_id)  # no context is made for one that is gone
+            except OSError as exc:
+                raise SessionDamaged(f"this account's sign-in cannot be read: {exc.strerror}") from None
         return await self._account(account_id).cookies(url)
 
     def ready(self, account_id: str) -> bool:

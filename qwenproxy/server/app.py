@@ -35,6 +35,7 @@ from qwenproxy.api_keys import KeyRing
 from qwenproxy.dialects.base import Dialect
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate
 from qwenproxy.dialects.openai_chat import OpenAIChat
+from qwenproxy.dialects.openai_images import OpenAIEdits, OpenAIImages
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
 from qwenproxy.file_store import FileStore
 from qwenproxy.library import Library
@@ -46,7 +47,9 @@ from qwenproxy.server.connection import Connection
 from qwenproxy.server.file_routes import FileRoutes, Hosting
 from qwenproxy.server.forms import FormBounds
 from qwenproxy.server.guard import Guard, is_loopback, refusal
-from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay
+from qwenproxy.server.image_forms import ImageForm
+from qwenproxy.server.media_routes import Media, MediaRoutes
+from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay, read_object
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.settings import Settings, SettingsError
 
@@ -57,7 +60,9 @@ OPENAI_PREFIXES: Final = ("/v1", "/api")
 SEED_PREFIX: Final = "/api"
 """Of the seed's own routes."""
 DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
-    (OPENAI_PREFIXES, OpenAIChat()),
+    (OPENAI_PREFIXES, OpenAIChat(drawings=OpenAIImages())),
+    (OPENAI_PREFIXES, OpenAIImages()),
+    (OPENAI_PREFIXES, OpenAIEdits()),
     ((SEED_PREFIX,), NativeChat()),
     ((SEED_PREFIX,), NativeRegenerate()),
 )
@@ -113,6 +118,9 @@ class Engine(Protocol):
     @property
     def hosting(self) -> Hosting: ...
 
+    @property
+    def media(self) -> Media: ...
+
 
 def create_app(
     settings: Settings,
@@ -160,10 +168,16 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
         *accounts.routes(SEED_PREFIX),
         *chats.routes(SEED_PREFIX),
         *files.routes(SEED_PREFIX, OPENAI_PREFIXES),
+        *MediaRoutes(admission, bounds).routes(SEED_PREFIX),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(
-            dialect, admission, bounds, settings.heartbeat_s, takes_tokens=settings.passthrough_tokens
+            dialect,
+            admission,
+            bounds,
+            settings.heartbeat_s,
+            takes_tokens=settings.passthrough_tokens,
+            read=ImageForm(forms) if isinstance(dialect, OpenAIEdits) else read_object,
         )
         routes += [
             KeyRoute(prefix + path, relay, methods=["POST"], needs="chat")
@@ -191,6 +205,7 @@ def _lifespan(
                     app.state.library = running.library
                     app.state.files = running.files
                     app.state.hosting = running.hosting
+                    app.state.media = running.media
                     app.state.gateway = running.gateway
                     yield
                     tasks.cancel_scope.cancel()

@@ -6,7 +6,8 @@ A browser on this computer will send requests here for any web page it has open.
 |---|---|
 | `Host` | exactly one: a loopback name with our port, or one of `ALLOWED_HOSTS`; others are rebound |
 | `Origin` | absent, our own page's, or one of `ALLOWED_ORIGINS`, letter for letter; `null` is nobody |
-| `Sec-Fetch-Site` | `cross-site` and `same-site` only with an allowed `Origin`, or to follow a link |
+| `Sec-Fetch-Site` | `cross-site` and `same-site` only with an allowed `Origin`, or to follow a link, |
+| | or to show a picture or video that an answer told the address of: its id is a secret |
 | `Content-Type` | JSON, which a page cannot send across sites without asking first (a preflight) |
 | | on the paths that take files also a form; a page can send one, and then `Origin` gives it away |
 
@@ -25,6 +26,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qwenproxy.addresses import own_media
 from qwenproxy.dialects.native import error_body
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import BadRequest, OriginRefused, QwenProxyError, TooLarge, WrongMediaType
@@ -128,7 +130,7 @@ class Guard:
             own.add(f"http://{host}")
         known = origins[:1] == origins and set(origins) <= own | self._listed_origins
         elsewhere = not set(_values(scope, b"sec-fetch-site")) <= HARMLESS_SITES
-        if known and (origins or not elsewhere or _follows_link(scope)):
+        if known and (origins or not elsewhere or _follows_link(scope) or _shows_media(scope)):
             return
         raise OriginRefused(
             "web pages of other origins may not call; QWENPROXY_ALLOWED_ORIGINS lists those that may"
@@ -178,6 +180,12 @@ def _check_type(scope: Scope, taken: Collection[str]) -> None:
 
 def _follows_link(scope: Scope) -> bool:
     return scope["method"] in {"GET", "HEAD"} and _values(scope, b"sec-fetch-mode") == ["navigate"]
+
+
+def _shows_media(scope: Scope) -> bool:
+    """Whether a page shows something that the service made, as chat programs in a browser do."""
+    reads = scope["method"] in {"GET", "HEAD"} and _values(scope, b"sec-fetch-mode") == ["no-cors"]
+    return reads and bool(own_media(scope["path"]))
 
 
 def _is_preflight(scope: Scope) -> bool:

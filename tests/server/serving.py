@@ -17,7 +17,7 @@ from qwenproxy.accounts.pool import PoolView, SeatView
 from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
 from qwenproxy.clock import SystemClock
-from qwenproxy.errors import QwenProxyError
+from qwenproxy.errors import QwenProxyError, UnknownFile
 from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.history import History
 from qwenproxy.library import Library
@@ -28,6 +28,7 @@ from qwenproxy.server.admission import Admission
 from qwenproxy.server.app import bind, create_app, serve
 from qwenproxy.server.relay import Bounds
 from qwenproxy.settings import Settings
+from qwenproxy.shelf import Opened
 from qwenproxy.turn_order import TurnOrder
 from tests.attaching import elsewhere
 
@@ -70,6 +71,7 @@ class ScriptedGateway:
         default_factory=lambda: FileStore(Path("session"), SystemClock(), most_bytes=1_000_000)
     )
     hosting: ScriptedHosting = field(default_factory=lambda: ScriptedHosting())
+    media: ScriptedMedia = field(default_factory=lambda: ScriptedMedia())
     hopeless: QwenProxyError | None = None
 
     @property
@@ -169,6 +171,25 @@ class ScriptedHosting:
     async def ticket(self, name: str, size: int, kind: str) -> dict[str, Any]:
         self.tickets.append((name, size, kind))
         return {"success": True, "data": {"access_key_id": "STS.example", "file_path": f"user-1/{name}"}}
+
+
+@dataclass
+class ScriptedMedia:
+    """What the service made: pieces that come one after the other, the last perhaps an error."""
+
+    made: dict[str, Opened] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    left: int = 0
+
+    @asynccontextmanager
+    async def open(self, media_id: str, part: str = "") -> AsyncGenerator[Opened]:
+        self.parts.append(part)
+        if media_id not in self.made:
+            raise UnknownFile("there is no such picture or video here")
+        try:
+            yield self.made[media_id]
+        finally:
+            self.left += 1
 
 
 @dataclass
