@@ -5,15 +5,14 @@ What is done with each parameter stands in `PARAMETERS`; the README's table is h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from qwenproxy.addresses import FILE_ID, file_address
 from qwenproxy.chat import Filming
 from qwenproxy.dialects.base import Json
+from qwenproxy.dialects.parts import address_of
 from qwenproxy.errors import BadRequest, GenerationFailed, UnsupportedParameter
 
 RATIOS: Final = ("1:1", "3:4", "4:3", "16:9", "9:16")
@@ -148,10 +147,7 @@ def _frame(given: Mapping[str, Any]) -> str:
     value = given.get(name)
     if isinstance(value, dict):
         value = value.get("url")
-    if value is not None and not isinstance(value, str):
-        raise BadRequest(f"{name} must be the address of a picture", param=name)
-    address = (value or "").strip()
-    return file_address(address) if re.fullmatch(FILE_ID, address) else address
+    return address_of(value, name) if value else ""
 
 
 def _waits(given: Mapping[str, Any]) -> bool:
