@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -82,11 +82,15 @@ class Conversations:
             async for delta in deltas:
                 yield delta
 
-    async def forget_unwanted(self) -> None:
-        """Discards, once at a start, the upstream chats whose conversations are no more."""
+    async def forget_unwanted(self, others: Callable[[], frozenset[UpstreamChat]] = frozenset) -> None:
+        """Discards, once at a start, the upstream chats whose conversations are no more.
+
+        `others` tells, blocking, of those that are wanted for something else.
+        """
         held = self._twins.held()  # before looking: what is held from now on is wanted
         try:
             wanted = await run_sync(self._history.twins) | await run_sync(self._exchanges.twins)
+            wanted |= await run_sync(others)
         except Exception:  # tidying up must not end what is served
             log.exception("which chats of the web accounts are still wanted cannot be told")
             return

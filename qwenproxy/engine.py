@@ -31,6 +31,7 @@ from qwenproxy.checkup import Checkup
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.conversations import Conversations
 from qwenproxy.copies import Copies
+from qwenproxy.errands import Errands
 from qwenproxy.errors import AccountGone, QwenProxyError, StoreError
 from qwenproxy.exchanges import Exchanges
 from qwenproxy.file_store import FileStore
@@ -44,11 +45,17 @@ from qwenproxy.library import Library
 from qwenproxy.media_rows import MediaRows
 from qwenproxy.qwen.client import QwenClient
 from qwenproxy.qwen.file_uploads import Uploads
+from qwenproxy.qwen.speech_service import SpeechService
+from qwenproxy.qwen.video_service import VideoService
 from qwenproxy.remote_file import RemoteFiles
 from qwenproxy.settings import Settings
 from qwenproxy.shelf import Shelf
 from qwenproxy.showing import Showing
+from qwenproxy.speech import Speech
+from qwenproxy.studio import Studio
 from qwenproxy.turn_order import TurnOrder
+from qwenproxy.video_tasks import VideoTasks
+from qwenproxy.videos import Videos
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +78,8 @@ class Engine:
     files: FileStore
     hosting: Hosting
     media: Shelf
+    videos: Videos
+    speech: Speech
 
 
 @asynccontextmanager
@@ -149,16 +158,38 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         keeps_chats=settings.keep_chats,
     )
     library = Library(history, turns, janitor.discard, pool.knows, clock, attachments)
-    with closing(history), closing(exchanges), closing(copies), closing(media):
+    errands = Errands(pool, activity)
+    made = VideoTasks(settings.session_dir, clock)
+    videos = Videos(
+        made,
+        pool,
+        errands,
+        VideoService(client, clock),
+        janitor,
+        attachments,
+        hosting,
+        Studio(shelf, files),
+        gateway.models,
+        clock,
+        model=settings.default_model,
+    )
+    reader = SpeechService(client, transport, clock, idle_s=settings.idle_timeout_s)
+    speech = Speech(
+        pool, errands, client, reader, janitor, gateway.models, clock, model=settings.default_model
+    )
+    with closing(history), closing(exchanges), closing(copies), closing(media), closing(made):
         async with transport, shelf, janitor.at_work(), anyio.create_task_group() as tasks:
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
-            tasks.start_soon(conversations.forget_unwanted)
+            tasks.start_soon(conversations.forget_unwanted, videos.chats)
+            tasks.start_soon(videos.follow)
             tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)
             tasks.start_soon(guests.keep_few)
             tasks.start_soon(_tidy, files, settings.keep_files_days)
             checkup = Checkup(pool, registry, client.who, clock)
             shown = Showing(conversations, shelf)
-            yield Engine(gateway, shown, library, registry, guests, checkup, files, hosting, shelf)
+            yield Engine(
+                gateway, shown, library, registry, guests, checkup, files, hosting, shelf, videos, speech
+            )
             tasks.cancel_scope.cancel()
 
 

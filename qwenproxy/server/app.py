@@ -50,7 +50,9 @@ from qwenproxy.server.guard import Guard, is_loopback, refusal
 from qwenproxy.server.image_forms import ImageForm
 from qwenproxy.server.media_routes import Media, MediaRoutes
 from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay, read_object
+from qwenproxy.server.speech_routes import Speech, SpeechRoutes
 from qwenproxy.server.status_routes import StatusRoutes
+from qwenproxy.server.video_routes import VideoRoutes, Videos
 from qwenproxy.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,12 @@ class Engine(Protocol):
     @property
     def media(self) -> Media: ...
 
+    @property
+    def videos(self) -> Videos: ...
+
+    @property
+    def speech(self) -> Speech: ...
+
 
 def create_app(
     settings: Settings,
@@ -162,6 +170,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
     chats = ChatRoutes(admission, bounds)
     forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s)
     files = FileRoutes(admission, bounds, settings.heartbeat_s, forms=forms)
+    videos = VideoRoutes(admission, bounds, heartbeat_s=settings.heartbeat_s, wait_s=settings.video_timeout_s)
     routes: list[BaseRoute] = [
         *status.routes(),
         *status.models_routes(OPENAI_PREFIXES),
@@ -169,6 +178,8 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
         *chats.routes(SEED_PREFIX),
         *files.routes(SEED_PREFIX, OPENAI_PREFIXES),
         *MediaRoutes(admission, bounds).routes(SEED_PREFIX),
+        *videos.routes(OPENAI_PREFIXES),
+        *SpeechRoutes(admission, bounds).routes(OPENAI_PREFIXES),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(
@@ -206,6 +217,8 @@ def _lifespan(
                     app.state.files = running.files
                     app.state.hosting = running.hosting
                     app.state.media = running.media
+                    app.state.videos = running.videos
+                    app.state.speech = running.speech
                     app.state.gateway = running.gateway
                     yield
                     tasks.cancel_scope.cancel()

@@ -15,14 +15,15 @@ from fastapi import FastAPI
 
 from qwenproxy.accounts.pool import PoolView, SeatView
 from qwenproxy.caller import Caller
-from qwenproxy.chat import ChatRequest, Delta, Finished, Started, Text, Usage
+from qwenproxy.chat import ChatRequest, Delta, Filming, Finished, Started, Text, Usage
 from qwenproxy.clock import SystemClock
-from qwenproxy.errors import QwenProxyError, UnknownFile
+from qwenproxy.errors import BadRequest, QwenProxyError, UnknownFile, UnknownTask
 from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import Model
+from qwenproxy.qwen.speech_service import Voice
 from qwenproxy.server.access import Gate
 from qwenproxy.server.admission import Admission
 from qwenproxy.server.app import bind, create_app, serve
@@ -30,6 +31,7 @@ from qwenproxy.server.relay import Bounds
 from qwenproxy.settings import Settings
 from qwenproxy.shelf import Opened
 from qwenproxy.turn_order import TurnOrder
+from qwenproxy.video_tasks import VideoTask
 from tests.attaching import elsewhere
 
 Step: TypeAlias = Delta | float | Exception | anyio.Event
@@ -72,6 +74,8 @@ class ScriptedGateway:
     )
     hosting: ScriptedHosting = field(default_factory=lambda: ScriptedHosting())
     media: ScriptedMedia = field(default_factory=lambda: ScriptedMedia())
+    videos: ScriptedVideos = field(default_factory=lambda: ScriptedVideos())
+    speech: ScriptedSpeech = field(default_factory=lambda: ScriptedSpeech())
     hopeless: QwenProxyError | None = None
 
     @property
@@ -190,6 +194,68 @@ class ScriptedMedia:
             yield self.made[media_id]
         finally:
             self.left += 1
+
+
+@dataclass
+class ScriptedVideos:
+    """Videos that are done when they are waited for; the last asked for is `filmed`."""
+
+    task: VideoTask = VideoTask("video_1", "", 1_700_000_000)
+    ends_as: VideoTask | None = None
+    failing: QwenProxyError | None = None
+    takes_s: float = 0.0
+    filmed: list[Filming] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
+
+    async def start(self, filming: Filming, caller: Caller) -> VideoTask:
+        if self.failing is not None:
+            raise self.failing
+        self.filmed.append(filming)
+        self.callers.append(caller)
+        return self.task
+
+    async def status(self, task_id: str, caller: Caller) -> VideoTask:
+        if task_id != self.task.id:
+            raise UnknownTask("there is no such video task", param="id")
+        self.callers.append(caller)
+        return self.task
+
+    async def wait(self, task: VideoTask, longest_s: float) -> VideoTask:
+        self.waits_s.append(longest_s)
+        await anyio.sleep(self.takes_s)
+        return self.ends_as or task
+
+
+@dataclass
+class ScriptedSpeech:
+    """Plays its steps: sound, pauses in seconds, failures."""
+
+    steps: list[bytes | float | Exception] = field(default_factory=lambda: [bytes(4800), bytes(4800)])
+    read: list[tuple[str, str]] = field(default_factory=list)
+    closed: int = 0
+
+    async def voices(self) -> tuple[Voice, ...]:
+        return (Voice("Cherry", "Cherry", "female", "Bright."),)
+
+    async def voice(self, name: str) -> str:
+        if name == "nobody":
+            raise BadRequest("there is no such voice; the voices are Cherry", param="voice")
+        return name
+
+    async def sound(self, text: str, speaker: str) -> AsyncGenerator[bytes]:
+        self.read.append((text, speaker))
+        try:
+            for step in self.steps:
+                match step:
+                    case bytes():
+                        yield step
+                    case Exception():
+                        raise step
+                    case _:
+                        await anyio.sleep(step)
+        finally:
+            self.closed += 1
 
 
 @dataclass
