@@ -15,9 +15,9 @@ import psutil
 import pytest
 from starlette.routing import Route
 
-from qwenproxy.chat import ChatRequest, Delta, Finished, Reply, Source, Started, Text, Thinking, Usage
+from qwenproxy.chat import ChatRequest, Delta, Finished, Media, Reply, Source, Started, Text, Thinking, Usage
 from qwenproxy.dialects.openai_chat import ChunkEncoder, OpenAIChat
-from qwenproxy.errors import AllWaiting, ContextTooLong, Severed, UpstreamTimeout
+from qwenproxy.errors import AllWaiting, ContextTooLong, GenerationFailed, Severed, UpstreamTimeout
 from qwenproxy.server.relay import Bounds, Relay
 from tests.server.serving import END, FOREVER, HELLO, START, Running, ScriptedGateway, heard, running
 
@@ -160,6 +160,56 @@ async def test_a_late_unstreamed_answer_still_has_its_own_status() -> None:
         response = await client.post(CHAT, json=HELLO)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+DRAWING = {"prompt": "A cat"}
+
+
+async def test_a_drawing_that_takes_long_begins_with_spaces() -> None:
+    gateway = ScriptedGateway(lambda request: [0.4, START, Media("http://here/1"), 0.2, END])
+    bounds = Bounds(silence_s=0.1)
+    async with running(gateway, bounds, heartbeat_s=0.1) as proxy, client_of(proxy) as client:
+        slow = await client.post("/v1/images/generations", json=DRAWING)
+        late = await client.post(CHAT, json=DRAWING)
+        await proxy.empty()
+    for answer in (slow, late):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.text.startswith("  ")
+        assert answer.json()["data"] == [{"url": "http://here/1"}]
+
+
+async def test_a_drawing_that_is_there_in_time_begins_with_itself() -> None:
+    gateway = ScriptedGateway(lambda request: [START, Media("http://here/1"), END])
+    async with running(gateway) as proxy, client_of(proxy) as client:
+        answer = await client.post("/v1/images/generations", json=DRAWING)
+    assert answer.text.startswith("{")
+
+
+@pytest.mark.parametrize("wrong", [GenerationFailed("no picture came of it"), ValueError("a bug")])
+async def test_a_drawing_that_fails_late_says_so_in_its_body(wrong: Exception) -> None:
+    gateway = ScriptedGateway(lambda request: [0.4, wrong])
+    bounds = Bounds(silence_s=0.1)
+    async with running(gateway, bounds, heartbeat_s=0.1) as proxy, client_of(proxy) as client:
+        answer = await client.post("/v1/images/generations", json=DRAWING)
+    assert answer.status_code == 200
+    assert answer.text.startswith(" ")
+    code = "generation_failed" if isinstance(wrong, GenerationFailed) else "internal_error"
+    assert answer.json()["error"]["code"] == code
+
+
+async def test_a_drawing_without_a_picture_has_its_own_status() -> None:
+    gateway = ScriptedGateway(lambda request: [START, Text("No."), END])
+    async with running(gateway) as proxy, client_of(proxy) as client:
+        answer = await client.post("/v1/images/generations", json=DRAWING)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "generation_failed")
+
+
+async def test_a_request_knows_how_its_client_reaches_us() -> None:
+    gateway = ScriptedGateway()
+    async with running(gateway) as proxy, client_of(proxy) as client:
+        await client.post(CHAT, json=HELLO, headers={"Host": f"localhost:{proxy.port}"})
+        assert gateway.asked[0].base_url == f"http://localhost:{proxy.port}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
