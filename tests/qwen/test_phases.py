@@ -181,9 +181,18 @@ def test_an_answer_that_breaks_off_anywhere_is_no_answer(name: str) -> None:
         assert isinstance(heard.error, Severed if heard.of(Text, Thinking) else EmptyAnswer), length
 
 
+@pytest.mark.parametrize(
+    "extra", [{}, {"output_image_hw": []}, {"output_image_hw": [[1]]}, {"output_image_hw": [["a", -2]]}]
+)
+def test_a_picture_of_no_known_size(extra: object) -> None:
+    events = [CREATED, frame("https://x/1.png", "image_gen", extra=extra), END]
+    assert hear(events).of(Media) == [Media("https://x/1.png")]
+
+
 def test_pictures() -> None:
     heard = hear(recorded("image_generation"))
     assert [type(d) for d in heard.deltas] == [Started, Media, Media, Finished]
+    assert [(picture.width, picture.height) for picture in heard.of(Media)] == [(2688, 1536)] * 2
     heard = hear(recorded("image_tool_inside_chat"))
     assert heard.of(Media) == [Media("https://cdn.qwenlm.ai/output/u0000000000/t2i/r1/cat.png?key=K2")]
     assert heard.text == "Here is a cat."
