@@ -65,7 +65,12 @@ async def demo(overrides: Mapping[str, Any], say: Say) -> None:
     standin = Standin(Options(demo=True))
     with TemporaryDirectory(prefix="qwenproxy-demo-", ignore_cleanup_errors=True) as folder:
         async with standin.serve() as addresses:
-            own = {"upstream": addresses.site, "auth_upstream": addresses.auth, "session_dir": Path(folder)}
+            own = {
+                "upstream": addresses.site,
+                "auth_upstream": addresses.auth,
+                "storage_endpoint": addresses.site,
+                "session_dir": Path(folder),
+            }
             settings = load({**overrides, **own})
             if not is_loopback(settings.host):
                 raise SettingsError(

@@ -311,7 +311,12 @@ def running_proxy_of(folder: Path, standin: Standin, **settings: object) -> Iter
 
 def proxy_variables(folder: Path, standin: Standin, **settings: object) -> dict[str, str]:
     """The environment of a proxy on the folder's session that knows no service but the stand-in."""
-    known = {"upstream": standin.site, "auth_upstream": standin.auth, "session_dir": folder / "session"}
+    known = {
+        "upstream": standin.site,
+        "auth_upstream": standin.auth,
+        "storage_endpoint": standin.site,
+        "session_dir": folder / "session",
+    }
     return {f"QWENPROXY_{name.upper()}": str(value) for name, value in {**known, **settings}.items()}
 
 

@@ -81,7 +81,7 @@ def pasted(files: Iterable[Attached]) -> str | None:
 
 
 def _read(stored: Stored, kind: str) -> Attached:
-    attached = Attached(kind, stored.ticket.name, stored.sha256, stored.size)
+    attached = Attached(kind, stored.ticket.name, stored.sha256(), stored.size)
     if kind != "document" or stored.size > READ_BYTES:
         return attached
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -78,7 +79,7 @@ class Control:
 
     async def objects(self, request: Request) -> Response:
         """Every object of the storage, oldest first."""
-        return JSONResponse(self._uploads.objects())
+        return JSONResponse(await run_sync(self._uploads.objects))
 
     async def challenge(self, request: Request) -> Response:
         """Whether the asking page's sign-in still has to be verified."""

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ Parsing = Literal["", "running", "success", "failed"]
 _CRC64: Callable[[bytes, int], int] = crcmod.mkCrcFun(
     0x142F0E1EBA9EA3693, initCrc=0, rev=True, xorOut=0xFFFFFFFFFFFFFFFF
 )
+_POLYNOMIAL = 0xC96C5795D7870F42
+"""The same, lowest power first and without its highest."""
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
@@ -59,7 +62,6 @@ class Stored:
     ticket: Ticket
     place: Path
     size: int
-    sha256: str
     etag: str
     crc64: int
     content_type: str
@@ -69,6 +71,8 @@ class Stored:
     parsed_at: float = 0.0
     """When it is done, monotonic seconds."""
     error: str = ""
+    _sha256: str = ""
+    _hashing: threading.Lock = field(default_factory=threading.Lock)
 
     def parsed(self) -> Parsing:
         """How far its reading is by now."""
@@ -76,16 +80,27 @@ class Stored:
             self.parsing = "failed" if self.error else "success"
         return self.parsing
 
+    def sha256(self) -> str:
+        """Blocking, the first time; "" once it is gone."""
+        with self._hashing:
+            if not self._sha256:
+                try:
+                    with self.place.open("rb") as file:
+                        self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                except FileNotFoundError:
+                    return ""
+            return self._sha256
+
 
 @dataclass(slots=True)
 class Draft:
-    """Bytes on their way to disk; blocking."""
+    """Bytes on their way to disk; blocking. Their MD5 is made only where somebody tells one."""
 
     place: Path
+    with_md5: bool = False
     size: int = 0
     crc64: int = 0
     _md5: hashlib._Hash = field(default_factory=lambda: hashlib.md5(usedforsecurity=False))
-    _sha256: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @property
     def md5(self) -> bytes:
@@ -93,19 +108,23 @@ class Draft:
 
     @property
     def etag(self) -> str:
-        return f'"{self._md5.hexdigest().upper()}"'
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
+        return f'"{self.crc64:016X}"'
 
     def write(self, piece: bytes) -> None:
         with self.place.open("ab") as file:
             file.write(piece)
         self.size += len(piece)
         self.crc64 = _CRC64(piece, self.crc64)
-        self._md5.update(piece)
-        self._sha256.update(piece)
+        if self.with_md5:
+            self._md5.update(piece)
+
+    def append(self, part: Draft) -> None:
+        """Takes over what `part` holds."""
+        with self.place.open("ab") as whole, part.place.open("rb") as file:
+            shutil.copyfileobj(file, whole, COPY_BYTES)
+        self.size += part.size
+        self.crc64 = _times(self.crc64, _zeros(part.size)) ^ part.crc64
+        part.drop()
 
     def drop(self) -> None:
         self.place.unlink(missing_ok=True)
@@ -155,21 +174,20 @@ class Objects:
         found = self.stored.get(file_id)
         return found if found and found.ticket.key == key else None
 
-    def draft(self) -> Draft:
+    def draft(self, *, with_md5: bool = False) -> Draft:
         """A new, empty file."""
         if self._folder is None or not self._folder.is_dir():
             self._folder = Path(tempfile.mkdtemp(prefix="standin-storage-"))
         place = self._folder / secrets.token_hex(8)
         place.touch(mode=0o600)
-        return Draft(place)
+        return Draft(place, with_md5)
 
     def keep(self, ticket: Ticket, draft: Draft, content_type: str, parts: int = 0) -> Stored:
         before = self.stored.pop(ticket.file_id, None)
         if before is not None:
             before.place.unlink(missing_ok=True)
-        found = Stored(
-            ticket, draft.place, draft.size, draft.sha256, draft.etag, draft.crc64, content_type, parts
-        )
+        etag = draft.etag if not parts else f'{draft.etag[:-1]}-{parts}"'
+        found = Stored(ticket, draft.place, draft.size, etag, draft.crc64, content_type, parts)
         self.stored[ticket.file_id] = found
         return found
 
@@ -182,11 +200,29 @@ class Objects:
             self._folder = None
 
 
-def joined(whole: Draft, parts: Sequence[Draft]) -> Draft:
-    """The parts in one file, which takes their place; blocking."""
-    for part in parts:
-        with part.place.open("rb") as file:
-            while piece := file.read(COPY_BYTES):
-                whole.write(piece)
-        part.drop()
+def joined(parts: Sequence[Draft]) -> Draft:
+    """All parts in the first one's file; blocking."""
+    whole, *more = parts
+    for part in more:
+        whole.append(part)
     return whole
+
+
+def _zeros(count: int) -> int:
+    """What so many bytes of zero do to a checksum before them: x to the power 8 × `count`."""
+    power, square = 1 << 63, 1 << 55
+    while count:
+        if count & 1:
+            power = _times(power, square)
+        square, count = _times(square, square), count >> 1
+    return power
+
+
+def _times(one: int, other: int) -> int:
+    """The product modulo the polynomial; the highest bit is the lowest power."""
+    product = 0
+    for bit in range(63, -1, -1):
+        if other >> bit & 1:
+            product ^= one
+        one = (one >> 1) ^ (_POLYNOMIAL if one & 1 else 0)
+    return product

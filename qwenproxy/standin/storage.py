@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 
 import anyio
 from anyio.to_thread import run_sync
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -128,8 +129,10 @@ class Storage:
         draft = await self._received(request)
         if isinstance(draft, Response):
             return draft
-        self._objects.keep(ticket, draft, _content_type(request))
-        return _taken(draft)
+        stored = self._objects.keep(ticket, draft, _content_type(request))
+        answer = _taken(draft)
+        answer.background = BackgroundTask(run_sync, stored.sha256)
+        return answer
 
     async def _begin(self, request: Request, ticket: Ticket) -> Response:
         await _drained(request)
@@ -162,25 +165,25 @@ class Storage:
         if not listed or len(found) != len(listed) or tags != [tag for _, tag in listed]:
             return _error(400, "InvalidPart")
         del self._objects.uploads[upload_id]
-        whole = await run_sync(joined, self._objects.draft(), found)
+        whole = await run_sync(joined, found)
         stored = self._objects.keep(upload.ticket, whole, upload.content_type, len(found))
-        stored.etag = f'"{whole.md5.hex().upper()}-{len(found)}"'
         answer = _xml(
             f"<CompleteMultipartUploadResult><Bucket>{BUCKET}</Bucket><Key>{escape(upload.ticket.key)}</Key>"
             f"<ETag>{escape(stored.etag)}</ETag></CompleteMultipartUploadResult>"
         )
         answer.headers["x-oss-hash-crc64ecma"] = str(whole.crc64)
+        answer.background = BackgroundTask(run_sync, stored.sha256)
         return answer
 
     async def _received(self, request: Request) -> Draft | Response:
         """The body on disk, or why it is refused; nothing stays of one that is not whole."""
-        draft = self._objects.draft()
+        told = request.headers.get("content-md5")
+        draft = self._objects.draft(with_md5=bool(told))
         try:
             await _written(request, draft)
         except (ClientDisconnect, anyio.get_cancelled_exc_class()):
             draft.drop()
             raise
-        told = request.headers.get("content-md5")
         if told and told != base64.b64encode(draft.md5).decode():
             draft.drop()
             return _error(400, "InvalidDigest")

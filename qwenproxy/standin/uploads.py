@@ -86,7 +86,7 @@ class Uploads:
         return f"{self._records.site}{quote(path)}?{query}"
 
     def objects(self) -> list[dict[str, Any]]:
-        """Every object that is whole, oldest first, for `GET /__standin__/objects`."""
+        """Every object that is whole, oldest first, for `GET /__standin__/objects`; blocking."""
         return [
             {
                 "account": stored.ticket.account,
@@ -96,11 +96,11 @@ class Uploads:
                 "filetype": stored.ticket.kind,
                 "content_type": stored.content_type,
                 "size": stored.size,
-                "sha256": stored.sha256,
+                "sha256": stored.sha256(),
                 "parsed": stored.parsed(),
                 "parts": stored.parts,
             }
-            for stored in self._objects.stored.values()
+            for stored in list(self._objects.stored.values())
         ]
 
     def _mine(self, file_id: str, session: Session) -> Stored | None:
