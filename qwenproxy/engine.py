@@ -35,6 +35,7 @@ from qwenproxy.errands import Errands
 from qwenproxy.errors import AccountGone, QwenProxyError, StoreError
 from qwenproxy.exchanges import Exchanges
 from qwenproxy.file_store import FileStore
+from qwenproxy.filming import Videos
 from qwenproxy.gateway import Gateway
 from qwenproxy.guests import Guests
 from qwenproxy.history import History
@@ -51,11 +52,10 @@ from qwenproxy.remote_file import RemoteFiles
 from qwenproxy.settings import Settings
 from qwenproxy.shelf import Shelf
 from qwenproxy.showing import Showing
-from qwenproxy.speech import Speech
+from qwenproxy.speaking import Speech
 from qwenproxy.studio import Studio
 from qwenproxy.turn_order import TurnOrder
 from qwenproxy.video_tasks import VideoTasks
-from qwenproxy.videos import Videos
 
 log = logging.getLogger(__name__)
 

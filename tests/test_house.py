@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from starlette.routing import Route
 
 from qwenproxy import errors
-from qwenproxy.dialects import native, openai_images
+from qwenproxy.dialects import native, openai_images, openai_speech, openai_videos
 from qwenproxy.dialects.openai_chat import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, create_app
@@ -31,8 +31,7 @@ LAYERS = (
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "incoming "
-    "accounts.healing questions dashboard api_keys database history_index",
+    "incoming accounts.healing questions dashboard api_keys database history_index",
     "file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
@@ -41,14 +40,10 @@ LAYERS = (
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "qwen.object_storage file_rules copies "
-    "attachments accounts.pool exports server.guard server.patience",
-    "qwen.file_uploads words "
-    "server.forms "
-    "server.access library kept_chats",
-    "hosting errands "
-    "conversations gateway browser.bridge server.relay checkup live",
-    "browser.site_page speech videos studio",
+    "qwen.object_storage file_rules copies attachments accounts.pool exports server.guard server.patience",
+    "qwen.file_uploads words server.forms server.access library kept_chats",
+    "hosting errands conversations gateway browser.bridge server.relay checkup live",
+    "browser.site_page speaking filming studio",
     "browser.account_context",
     "browser.contexts server.video_routes server.speech_routes server.media_routes server.image_forms "
     "server.status_routes server.account_routes server.chat_routes server.file_routes",
@@ -330,6 +325,17 @@ def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
 def test_the_readme_tells_the_parameters_of_drawings() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("image-parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in openai_images.PARAMETERS.items()]
+
+
+@pytest.mark.parametrize(
+    ("table", "parameters"),
+    [("video-parameters", openai_videos.PARAMETERS), ("speech-parameters", openai_speech.PARAMETERS)],
+)
+def test_the_readme_tells_the_parameters_of_videos_and_speech(
+    table: str, parameters: Mapping[str, str]
+) -> None:
+    told = [(row[0].strip("`"), row[1]) for row in _table(table)]
+    assert told == list(parameters.items())
 
 
 def test_the_readme_tells_the_parameters_of_chats() -> None:

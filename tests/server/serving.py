@@ -200,7 +200,7 @@ class ScriptedMedia:
 class ScriptedVideos:
     """Videos that are done when they are waited for; the last asked for is `filmed`."""
 
-    task: VideoTask = VideoTask("video_1", "", 1_700_000_000)
+    task: VideoTask = field(default_factory=lambda: VideoTask("video_1", "", 1_700_000_000))
     ends_as: VideoTask | None = None
     failing: QwenProxyError | None = None
     takes_s: float = 0.0

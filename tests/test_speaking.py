@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from qwenproxy import speech as speech_module
+from qwenproxy import speaking as speech_module
 from qwenproxy.chat import Delta, Finished, Started, Text, Thinking
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
@@ -28,7 +28,7 @@ from qwenproxy.errors import (
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import Model
 from qwenproxy.qwen.speech_service import Voice
-from qwenproxy.speech import KNOWN_VOICES, Speech
+from qwenproxy.speaking import KNOWN_VOICES, Speech
 from tests.making import CountedChats, Making, built_in, making
 
 pytestmark = pytest.mark.anyio
