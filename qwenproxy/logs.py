@@ -58,6 +58,8 @@ CLOSE_S = 2.0
 
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "playwright")
 """Loggers of others that say nothing below a warning; uvicorn's own handlers are taken away."""
+SILENT = ("python_multipart",)
+"""Loggers of others that warn of what a client did wrong, which is for the client."""
 
 
 def redact(text: str) -> str:
@@ -105,6 +107,8 @@ def set_up(stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.WARNING)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.ERROR)
     sys.excepthook = _log_uncaught
 
 

@@ -103,6 +103,7 @@ def test_the_servers_own_handlers_do_not_write_past_the_mask() -> None:
         logs.set_up(out)
         logger.warning("started with %s", JWT)
         logger.info("Started server process")
+        logging.getLogger("python_multipart.multipart").warning("a client's form is broken")
     finally:
         logging.captureWarnings(capture=False)
         root.handlers[:], sys.excepthook, logging.raiseExceptions = handlers, hook, loud
