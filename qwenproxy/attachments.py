@@ -131,18 +131,19 @@ class Attachments:
         """What the field `param` of a request names. Raises: as `taken`, and UnsupportedParameter."""
         return await self._one(Attachment("image", address_of(url, param), place=param), caller)
 
-    async def without_data(self, content: Content, caller: Caller) -> Content:
+    async def without_data(self, content: Content, caller: Caller, place: str) -> Content:
         """A message's content to keep: what it holds itself becomes a file, addresses stay. Raises: as
         `taken`.
         """
         if isinstance(content, str):
             return content
         kept: list[Json] = []
-        for part in content:
+        for index, part in enumerate(content):
             kind = KINDS.get(str(part.get("type")))
             url = part.get(kind) if kind is not None else None
             if kind is not None and isinstance(url, str) and is_data_url(url):
-                found = await self._one(Attachment(kind, url, place="content"), caller)
+                attachment = Attachment(kind, url, place=f"{place}[{index}]")
+                found = await self._one(attachment, caller)
                 kept.append({**part, kind: found.url})
             else:
                 kept.append(part)

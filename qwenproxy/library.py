@@ -125,7 +125,7 @@ class Library:
 
     async def edit(self, caller: Caller, chat_id: str, message_id: str, content: Content) -> None:
         """What the content holds itself becomes a file. Raises: BadRequest, TooLarge, ChatBusy."""
-        kept = await self._attachments.without_data(content, caller)
+        kept = await self._attachments.without_data(content, caller, "content")
         async with self._turns.alone(chat_id):
             await run_sync(self._history.change, chat_id, caller, lambda chat: chat.edited(message_id, kept))
 
@@ -166,7 +166,7 @@ class Library:
         chat = await run_sync(read)
         entries: dict[str, Entry] = {}
         for entry in chat.entries.values():
-            content = await self._attachments.without_data(entry.content, caller)
+            content = await self._attachments.without_data(entry.content, caller, "messages")
             entries[entry.id] = replace(entry, content=content)
         await run_sync(self._history.add, replace(chat, entries=MappingProxyType(entries)))
         return chat.id

@@ -13,6 +13,8 @@ from qwenproxy.errors import NotFetched
 from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.settings import Settings
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
 
 def stored(store: FileStore, data: bytes, name: str = "a.txt", caller: Caller = ANYBODY) -> StoredFile:
     with store.incoming() as incoming:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import json
+from base64 import b64encode
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import anyio
 import pytest
 
 from qwenproxy import gateway as gateway_module
+from qwenproxy.addresses import file_address
 from qwenproxy.caller import ANYBODY
 from qwenproxy.chat import (
     Attachment,
@@ -23,6 +26,7 @@ from qwenproxy.chat import (
     Thinking,
     UpstreamChat,
 )
+from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
     BadRequest,
     ChatBusy,
@@ -30,12 +34,17 @@ from qwenproxy.errors import (
     ChatGone,
     ContentBlocked,
     LimitReached,
+    NotFetched,
     QwenProxyError,
     Severed,
     UnknownChat,
+    UnknownFile,
     UnknownModel,
 )
 from qwenproxy.ledger import Ledger
+from qwenproxy.library import Library
+from qwenproxy.turn_order import TurnOrder
+from tests.attaching import PNG, stored
 from tests.talking import OTHER, Kept, Upstream, kept
 from tests.test_gateway import late
 
@@ -66,21 +75,23 @@ async def test_everything_of_an_answer_is_kept(tmp_path: Path) -> None:
     upstream = Upstream()
     upstream.more = [Thinking("Hm"), Source(1, "https://x", "X")]
     async with kept(tmp_path, upstream) as proxy:
+        proxy.elsewhere.web["https://x/a.png"] = PNG
         picture = Message("user", "What?", (Attachment("image", "https://x/a.png"),))
         system = Message("system", "Be brief")
         reply = await proxy.talk(ChatRequest("qwen-max", (system, picture), conversation=ConversationRef()))
         first, question, answer = proxy.chat(reply.started.conversation_id).branch()
+        (file,) = proxy.elsewhere.store.rows(ANYBODY)
     assert (first.role, first.text) == ("system", "Be brief")
     assert question.content == [
         {"type": "text", "text": "What?"},
-        {"type": "image", "image": "https://x/a.png"},
+        {"type": "image", "image": file_address(file.id)},
     ]
     assert (answer.reasoning, answer.sources) == ("Hm", ({"number": 1, "url": "https://x", "title": "X"},))
     assert (answer.account, answer.model, answer.upstream_chat) == ("a0", "qwen3.8-max", "chat-1")
     assert answer.info
     (_, _, turn) = upstream.calls[0]
     assert "Be brief" in turn.prompt
-    assert turn.attachments == picture.attachments
+    assert [(each.name, each.kind) for each in turn.attachments] == [("a.png", "image")]
 
 
 @pytest.mark.parametrize(
@@ -310,3 +321,121 @@ async def test_unknown_and_foreign_chats_do_not_exist(tmp_path: Path) -> None:
         with pytest.raises(BadRequest):
             await proxy.talk(ChatRequest("qwen", (), conversation=ConversationRef(chat_id)))
     assert len(upstream.calls) == 1
+
+
+# ---- pictures and documents of earlier messages ----
+
+DATA = f"data:image/png;base64,{b64encode(PNG + b'inside').decode()}"
+WEB = "https://x/a.png"
+GONE = "[A picture that stood here is no longer to be had.]"
+
+
+def _put_into(folder: Path, chat_id: str, number: int, *addresses: str, upstream: bool = True) -> None:
+    """As somebody might who edits the file by hand."""
+    path = folder / "history" / f"{chat_id}.json"
+    chat = json.loads(path.read_text())
+    parts: list[dict[str, str]] = [{"type": "image", "image": url} for url in addresses]
+    for message in () if upstream else chat["messages"]:
+        message.pop("upstream", None)
+    chat["messages"][number]["content"] = [{"type": "text", "text": "Look"}, *parts]
+    path.write_text(json.dumps(chat))
+
+
+async def test_what_is_carried_is_kept_as_a_file_of_ours_and_asked_the_same_again(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        question = Message("user", "What?", (Attachment("image", DATA),))
+        system = Message("system", "Like this", (Attachment("image", DATA),))
+        request = ChatRequest("qwen", (system, question), conversation=ConversationRef())
+        chat_id = (await proxy.talk(request)).started.conversation_id
+        (file,) = proxy.elsewhere.store.rows(ANYBODY)
+        assert proxy.chat(chat_id).branch()[0].content[1] == {"type": "image", "image": file_address(file.id)}
+        upstream.ends.append(ContentBlocked("no"))
+        for _ in range(2):
+            with suppress(QwenProxyError):
+                await proxy.talk(replace(request, conversation=ConversationRef(chat_id)))
+        assert len(proxy.texts(chat_id)) == 5
+    assert "base64" not in (tmp_path / "history" / f"{chat_id}.json").read_text()
+
+
+async def test_a_chat_whose_pictures_are_elsewhere_is_told_with_them_and_has_them_then(
+    tmp_path: Path,
+) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        chat_id = (await proxy.ask("One")).started.conversation_id
+        await proxy.ask("Two", chat_id)
+        _put_into(tmp_path, chat_id, 0, WEB, DATA, "https://x/gone.png")
+        proxy.elsewhere.web[WEB] = PNG
+        # In its mirror nothing is told again, so that nobody waits for the web.
+        await proxy.ask("Three", chat_id)
+        assert proxy.elsewhere.fetched == []
+        _put_into(tmp_path, chat_id, 2, WEB, upstream=False)
+        assert (await proxy.ask("Four", chat_id)).started.rebuilt == "edited"
+        assert sorted(proxy.elsewhere.fetched) == [WEB, "https://x/gone.png"]
+        first, _, second, *_ = proxy.chat(chat_id).branch()
+        ours = {file.name: file_address(file.id) for file in proxy.elsewhere.store.rows(ANYBODY)}
+        await proxy.ask("Five", chat_id)
+        assert len(proxy.elsewhere.fetched) == 2
+    kept_at = [part["image"] for part in (*first.content[1:], *second.content[1:])]
+    assert kept_at == [ours["a.png"], ours["image.png"], "https://x/gone.png", ours["a.png"]]
+    told = upstream.calls[-2][2]
+    assert [each.name for each in told.attachments] == ["a.png", "image.png", "a.png"]
+    assert f"Look\n{GONE}" in told.prompt
+
+
+async def test_a_file_that_is_gone_ends_no_conversation(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        file = stored(proxy.elsewhere.store, PNG, "a.png")
+        look = Message("user", "Look", (Attachment("image", file_address(file.id)),))
+        reply = await proxy.talk(ChatRequest("qwen", (look,), conversation=ConversationRef()))
+        answer = await proxy.talk(ChatRequest("qwen", (look,)))
+        proxy.elsewhere.store.remove(file.id, ANYBODY)
+        proxy.change_account("a0", paused=True)
+        await proxy.ask("Two", reply.started.conversation_id)
+        assert f"Look\n{GONE}" in upstream.said[-1][2]
+        await proxy.complete("Three", after=f"chatcmpl-{answer.started.response_id}")
+        assert f"Look\n{GONE}" in upstream.said[-1][2]
+        with pytest.raises(UnknownFile) as caught:
+            await proxy.talk(ChatRequest("qwen", (look,)))
+        assert caught.value.status == 404
+
+
+async def test_of_a_conversation_that_goes_on_only_the_new_files_are_taken(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        proxy.elsewhere.web[WEB] = PNG
+        first = (await proxy.ask("One")).started
+        old = Message("user", "Old", (Attachment("image", "https://x/old.png"),))
+        new = Message("user", "New", (Attachment("image", WEB),))
+        for after in (first.conversation_id, first.response_id):
+            ref = ConversationRef(after, is_chat=False)
+            await proxy.talk(ChatRequest("qwen", (old, new), conversation=ref))
+        alone = (await proxy.complete("One")).started.response_id
+        await proxy.talk(ChatRequest("qwen", (old, new), conversation=ConversationRef(alone, is_chat=False)))
+        assert set(proxy.elsewhere.fetched) == {WEB}
+        assert [each.name for each in upstream.calls[-1][2].attachments] == ["a.png"]
+        with pytest.raises(NotFetched):
+            await proxy.talk(ChatRequest("qwen", (old, new)))
+
+
+async def test_messages_that_hold_files_themselves_are_edited_into_files(tmp_path: Path) -> None:
+    async with kept(tmp_path, Upstream()) as proxy:
+        library = Library(
+            proxy.history,
+            TurnOrder(5),
+            proxy.janitor.discard,
+            bool,
+            SystemClock(),
+            proxy.elsewhere.attachments(),
+        )
+        content: list[dict[str, Any]] = [{"type": "image", "image": DATA}, {"type": "image", "image": WEB}]
+        chat_id = await library.add_imported(ANYBODY, {"messages": [{"role": "user", "content": content}]})
+        (entry,) = proxy.chat(chat_id).branch()
+        (file,) = proxy.elsewhere.store.rows(ANYBODY)
+        ours = [{"type": "image", "image": file_address(file.id)}, {"type": "image", "image": WEB}]
+        assert entry.content == ours
+        await library.edit(ANYBODY, chat_id, entry.id, [{"type": "text", "text": "x"}, *content])
+        assert proxy.chat(chat_id).branch()[0].content[1:] == ours
+        assert proxy.elsewhere.fetched == []

@@ -278,7 +278,7 @@ WRONG: list[tuple[str, str, Any, int, str, str | None]] = [
         "/api/chats/c1/messages/m0",
         {"content": [{"type": "image", "image": "data:x"}]},
         400,
-        "unsupported_parameter",
+        "invalid_request",
         "content[0]",
     ),
     ("PUT", "/api/chats/c1/messages/m9", {"content": "x"}, 404, "chat_not_found", None),
