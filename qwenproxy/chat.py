@@ -31,7 +31,7 @@ FileKind = Literal["image", "video", "audio", "document", "text"]
 class Attachment:
     """Something a message carries beside its text, by its address.
 
-    A client writes a web address, a data URL, or one of ours. Once it is taken in (`attachments.py`) the
+    A client writes a web address, a data URL, or one of ours. Once it is taken in (`intake.py`) the
     address is `/v1/files/{id}/content`, or one of the service's own of a file that we do not know.
     """
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from anyio.to_thread import run_sync
 
-from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, ConversationRef, Delta, Finished, Home, Message, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import StoreError, UnknownChat
 from qwenproxy.exchanges import Exchange, Exchanges
 from qwenproxy.history import History
+from qwenproxy.intake import Attachments
 from qwenproxy.kept_chats import Gateway, KeptChats, Twins
 from qwenproxy.said import Said, last_question
 from qwenproxy.transcript import window

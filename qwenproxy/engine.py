@@ -23,7 +23,6 @@ from qwenproxy.accounts.pool import Pool
 from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import Activity
 from qwenproxy.addresses import ServiceHosts
-from qwenproxy.attachments import Attachments
 from qwenproxy.browser.chromium import Chromium
 from qwenproxy.browser.contexts import BrowserTransport
 from qwenproxy.browser.site_page import StorageState, state_from_token
@@ -40,6 +39,7 @@ from qwenproxy.gateway import Gateway
 from qwenproxy.guests import Guests
 from qwenproxy.history import History
 from qwenproxy.hosting import Hosting
+from qwenproxy.intake import Attachments
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
 from qwenproxy.library import Library

@@ -30,7 +30,6 @@ from uuid import uuid4
 import anyio
 from anyio.to_thread import run_sync
 
-from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import (
     ChatRequest,
@@ -46,6 +45,7 @@ from qwenproxy.clock import Clock
 from qwenproxy.errors import CallerError, QwenProxyError, UnknownChat
 from qwenproxy.exchanges import Exchange
 from qwenproxy.history import History
+from qwenproxy.intake import Attachments
 from qwenproxy.said import Said, last_question
 from qwenproxy.transcript import UNNAMED, Content, Entry, Transcript, window
 from qwenproxy.turn_order import TurnOrder

@@ -15,13 +15,13 @@ from uuid import uuid4
 
 from anyio.to_thread import run_sync
 
-from qwenproxy.attachments import Attachments
 from qwenproxy.caller import Caller
 from qwenproxy.chat import UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import BadRequest, ChatDamaged, UnknownChat
 from qwenproxy.exports import NAME_CHARACTERS, imported, on_one_line
 from qwenproxy.history import ChatRow, Found, History
+from qwenproxy.intake import Attachments
 from qwenproxy.transcript import UNNAMED, Content, Entry, Json, Transcript
 from qwenproxy.turn_order import TurnOrder
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenproxy.addresses import ServiceHosts
-from qwenproxy.attachments import Attachments
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import NotFetched
 from qwenproxy.file_store import FileStore, StoredFile
+from qwenproxy.intake import Attachments
 from qwenproxy.settings import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)

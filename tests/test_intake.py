@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from qwenproxy.addresses import file_address, media_address
-from qwenproxy.attachments import MOST_FETCHED
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.chat import Attachment, ChatRequest, Message
 from qwenproxy.errors import (
@@ -20,6 +19,7 @@ from qwenproxy.errors import (
     UnknownFile,
     UnsupportedFile,
 )
+from qwenproxy.intake import MOST_FETCHED
 from tests.attaching import PNG, Elsewhere, elsewhere, stored
 
 pytestmark = pytest.mark.anyio
