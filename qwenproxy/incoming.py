@@ -32,7 +32,7 @@ class Incoming:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Raises:
         TooLarge: with it the file is larger than it may be.
         StoreError: it cannot be stored, for instance on a full disk.
@@ -48,7 +48,7 @@ class Incoming:
         self._digest.update(data)
         self.size += len(data)
         if len(self.head) < HEAD_BYTES:
-            self.head = (self.head + data)[:HEAD_BYTES]
+            self.head += data[: HEAD_BYTES - len(self.head)]
 
     def settle(self) -> None:
         """Makes it last and ends it. Raises: StoreError."""

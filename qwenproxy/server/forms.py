@@ -23,7 +23,7 @@ from qwenproxy.file_store import FileStore, Incoming
 from qwenproxy.server.body import BodyTooSlow, ClientGone
 from qwenproxy.server.guard import FORM_TYPE
 
-BATCH_BYTES: Final = 262_144
+BATCH_BYTES: Final = 131_072
 """What goes to a thread at once."""
 FRAME_BYTES: Final = 131_072
 """What a form may be beyond its files and fields: boundaries, the parts' headers."""
@@ -224,7 +224,7 @@ class _Reader:
             self._files_bytes += end - start
             if self._files_bytes > self._bounds.file_bytes:
                 raise TooLarge(f"files of more than {self._bounds.file_bytes} bytes are not taken")
-            self._files[-1].incoming.write(data[start:end])
+            self._files[-1].incoming.write(memoryview(data)[start:end])
             return
         self._fields_bytes += end - start
         if self._fields_bytes > self._bounds.fields_bytes:

@@ -29,7 +29,7 @@ FILM = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isommp42"
 """A film's beginning: the service takes films of this size, and reads nothing in them (protocol §9.3)."""
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="film.mp4"\r\n\r\n'
 END = b"\r\n--x--\r\n"
-FLAT_BYTES = 64 << 20
+FLAT_BYTES = 96 << 20
 """How much larger the proxy may become: buffers of uploads that run, however many wait."""
 LOOK_S = 0.1
 
