@@ -80,7 +80,9 @@ class Settings(BaseSettings):
     slots_per_account: int = Field(2, ge=1, le=1000, description="Answers at once per account.")
     pace_s: Seconds = Field(0, description="Least time between two requests of one account.")
     max_in_flight: int = Field(100, ge=1, le=10_000, description="Requests inside at once; more are refused.")
-    max_prompt_bytes: int = Field(90_000, ge=1_000, description="Largest request body sent to the service.")
+    max_prompt_bytes: int = Field(
+        90_000, ge=1_000, description="Largest request body; a longer prompt goes as a text document."
+    )
     max_history: int = Field(
         100, ge=1, le=100_000, description="Messages of a kept chat that go to the model, at most."
     )

@@ -28,6 +28,8 @@ AT_ONCE: Final = 8
 """Files on their way at a time."""
 LOOK_EVERY_S: Final = 2.0
 """Between two looks at the reading of a document, as the site looks (protocol §9.3)."""
+FIRST_LOOK_S: Final = 0.25
+"""Before the second look; short texts are read at once. Each pause is twice the one before it."""
 FRESH_MS: Final = 240_000
 """An address is signed for 300 s (protocol §9.1); older than this it is signed anew."""
 
@@ -140,11 +142,13 @@ class Uploads:
     async def _read(self, account_id: str, hosted: HostedFile) -> None:
         """Waits until the service has read the document (protocol §9.3)."""
         await self._client.post(account_id, "/api/v2/files/parse", {"file_id": hosted.id})
+        pause_s = min(FIRST_LOOK_S, self._look_every_s)
         with anyio.move_on_after(self._parse_timeout_s):
             while True:
                 if await self._is_read(account_id, hosted):
                     return
-                await anyio.sleep(self._look_every_s)
+                await anyio.sleep(pause_s)
+                pause_s = min(pause_s * 2, self._look_every_s)
         raise UpstreamTimeout(
             f"the service did not get {hosted.name} read within {self._parse_timeout_s:g} s"
         )
