@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenproxy.chat import Message, Role
-from qwenproxy.qwen.payload import fold
-from tests.seen import answering, seen, unfolded
+from qwenproxy.chat import Attachment, Message, Role
+from qwenproxy.qwen.payload import fold, pointer
+from tests.seen import answering, seen, told, unfolded
 
 LINES = st.sampled_from(
     ["", "\n", "[0badc0de answer]", "[0badc0de user]", "[f00d answer]", "[f00d system]", "Hi\n", "\n\n", " "]
@@ -27,6 +27,28 @@ def test_what_was_folded_is_read_back_word_for_word(system: list[str], talk: lis
     said: list[tuple[Role, str]] = [*(("system", text) for text in system), *talk]
     messages = [Message(role, text) for role, text in said]
     assert list(unfolded(fold(messages, "f00d5eed0000"))) == [(role, text) for role, text in said]
+
+
+def test_marks_that_name_files_are_marks_too() -> None:
+    cat = Attachment("image", "/v1/files/file-0/content", "cat [1].png")
+    lost = Attachment("file", "", "old, and gone.txt")
+    said = [Message("user", "one", (cat, lost)), Message("assistant", "1"), Message("user", "two", (cat,))]
+    content = fold(said, "f00d5eed0000")
+    assert "cat 1 .png" in content
+    assert unfolded(content) == (("user", "one"), ("assistant", "1"), ("user", "two"))
+
+
+def test_a_pointer_stands_for_its_document() -> None:
+    whole = fold([Message("user", "one"), Message("assistant", "1"), Message("user", "two")], "f00d5eed0000")
+    files = [
+        {"kind": "image", "name": "cat.png"},
+        {"kind": "document", "name": "notes.txt"},
+        {"kind": "document", "name": "Pasted_Text_17.txt"},
+    ]
+    first = turn("a", pointer("Pasted_Text_17.txt", folded=True), "2")
+    turns = [{**first, "files": files, "documents": ["Notes", whole]}]
+    assert told(turns[0]) == whole
+    assert seen(turns, turns[0]) == (("user", "one"), ("assistant", "1"), ("user", "two"))
 
 
 def test_turns_are_followed_inside_their_own_chat() -> None:

@@ -11,7 +11,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -28,14 +28,13 @@ from starlette.types import Message, Receive, Scope, Send
 from .catalogue import LISTED, entry
 from .chats import Chats
 from .control import Control
-from .faults import DIALOG, REFUSALS, STALL, challenged, stalled
-from .marks import Switch
+from .guards import NOTE, Guards, note
 from .media import PREFIX as MADE
 from .media import Media
 from .memory import Options, Records, Session
 from .objects import Objects
 from .pages import Pages
-from .replies import ACTUAL_STATUS, EDGE, EdgeJSON, enveloped, punished, refused, unauthorized, waf_page
+from .replies import ACTUAL_STATUS, EDGE, enveloped, punished, refused
 from .signins import Handler, SignIns
 from .speech import Speech
 from .storage import NOTED_QUERY, PREFIX, Storage
@@ -63,12 +62,8 @@ KEPT_HEADERS = (
     "user-agent",
     "bx-v",
 )
-NOTE = "standin.note"
-"""Where a request's record stands in its scope."""
 CHAT_IN_PATH = re.compile(r"/api/v2/chats/([0-9a-f-]{36})(/|$)")
 SECRET_FIELDS = ("password", "token", "refresh_token", "access_token")
-Guarded = Callable[[Request, Session], Awaitable[Response]]
-Striking = Callable[[Request, Session, list[Switch]], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +80,7 @@ class Standin:
         self.addresses = Addresses("", "")
         self._numbers = count(1)
         self._sign_ins = SignIns(self.records)
+        self._guards = Guards(self.records, self._sign_ins)
         self._chats = Chats(self.records)
         self._pages = Pages(self.records, self._sign_ins)
         self._objects = Objects()
@@ -92,11 +88,11 @@ class Standin:
         self._talks = Talks(self.records, self._objects, self._videos)
         self._speech = Speech(self.records)
         self._media = Media(self.records, self._sign_ins)
-        self._storage = Storage(self._objects, self._queued)
+        self._storage = Storage(self._objects, self._guards.queued)
         self._uploads = Uploads(self.records, self._objects)
         control = Control(self.records, self._sign_ins, self._objects, self._uploads).routes()
         site = [*control, *self._site_routes()]
-        own = self._sign_ins.auth_routes(self._faulted)
+        own = self._sign_ins.auth_routes(self._guards.faulted)
         auth = [*control, *own]
         self._site = Router([*site, *self._missing()])
         self._auth = Router([*auth, *self._missing()])
@@ -267,17 +263,17 @@ class Standin:
         }
 
     def _site_routes(self) -> list[BaseRoute]:
-        chats, talks, guard = self._chats, self._talks, self._guarded
+        chats, talks, guard = self._chats, self._talks, self._guards.guarded
         return [
             *self._pages.routes(),
-            *self._sign_ins.site_routes(self._faulted),
+            *self._sign_ins.site_routes(self._guards.faulted),
             *self._boot_routes(),
             *self._storage.routes(),
             *self._file_routes(),
             *self._media.routes(),
             *self._made_routes(),
             Route("/api/models", self._open_models),
-            Route("/api/v2/models/", self._faulted("models", self._models)),
+            Route("/api/v2/models/", self._guards.faulted("models", self._models)),
             Route("/api/v2/chats/new", guard("new", chats.new), methods=["POST"]),
             Route("/api/v2/chats/", guard("list", self._list), methods=["GET"]),
             Route("/api/v2/chats/", guard("delete", chats.delete_all), methods=["DELETE"]),
@@ -302,24 +298,24 @@ class Standin:
 
     def _file_routes(self) -> list[BaseRoute]:
         """Protocol §9; a failed reading is a fault of `parse`."""
-        uploads, guard = self._uploads, self._guarded
+        uploads, guard = self._uploads, self._guards.guarded
 
         return [
             Route("/api/v2/files/getstsToken", guard("sts", uploads.ticket), methods=["POST"]),
-            Route("/api/v2/files/parse", self._struck("parse", uploads.parse), methods=["POST"]),
+            Route("/api/v2/files/parse", self._guards.struck("parse", uploads.parse), methods=["POST"]),
             Route("/api/v2/files/parse/status", guard("parse_status", uploads.parsed), methods=["POST"]),
             Route("/api/v2/files/getfilelink", guard("link", uploads.fresh), methods=["POST"]),
         ]
 
     def _made_routes(self) -> list[BaseRoute]:
         """Protocol §10.2–11."""
-        videos, speech, guard = self._videos, self._speech, self._guarded
-        task = self._struck("task", videos.status)
+        videos, speech, guard = self._videos, self._speech, self._guards.guarded
+        task = self._guards.struck("task", videos.status)
         return [
             Route("/api/v2/task/status/{task_id}", task, methods=["GET"]),
-            Route("/api/v1/tasks/status/{task_id}", self._struck("task", videos.bare_status)),
+            Route("/api/v1/tasks/status/{task_id}", self._guards.struck("task", videos.bare_status)),
             Route("/api/v2/tts/completions", guard("tts", speech.completions), methods=["POST"]),
-            Route("/api/v2/tts/config", self._faulted("voices", speech.config)),
+            Route("/api/v2/tts/config", self._guards.faulted("voices", speech.config)),
             Route("/api/v2/users/user/settings", self._settings),
             Route("/api/v2/users/user/settings/update", guard("settings", speech.update), methods=["POST"]),
         ]
@@ -365,109 +361,16 @@ class Standin:
         return await self._chats.page(request, session)
 
     async def _completions(self, request: Request) -> Response:
-        session = self._session_or_refusal(request)
+        session = self._guards.session_or_refusal(request)
         if isinstance(session, Response):
             return session
         if self._sign_ins.session(request) is None:
             # The Bearer alone passes chats/new, but is challenged here (protocol §1.3).
-            _note(request, "bare")
+            note(request, "bare")
             return punished(request)
         return await self._talks.complete(
-            request, session, self._queued(request, "completions", session.account)
+            request, session, self._guards.queued(request, "completions", session.account)
         )
-
-    def _struck(self, kind: str, handler: Striking) -> Handler:
-        """The handler behind the checks, which gets the faults that are its own business."""
-
-        async def striking(request: Request) -> Response:
-            faults: list[Switch] = []
-            return await self._guarded(kind, lambda again, who: handler(again, who, faults), faults)(request)
-
-        return striking
-
-    def _guarded(self, kind: str, handler: Guarded, struck: list[Switch] | None = None) -> Handler:
-        """The handler behind the checks that all writes share, and behind the queued faults.
-
-        Those that are the handler's own business are put into `struck`.
-        """
-
-        async def guarded(request: Request) -> Response:
-            session = self._session_or_refusal(request)
-            if isinstance(session, Response):
-                return session
-            for switch in self._queued(request, kind, session.account):
-                if switch.name == DIALOG:
-                    return challenged(request, session)
-                if switch.name in REFUSALS:
-                    return REFUSALS[switch.name](request, switch)
-                if switch.name == STALL:
-                    await stalled(request, switch)
-                if struck is not None:
-                    struck.append(switch)
-            return await handler(request, session)
-
-        return guarded
-
-    def _faulted(self, kind: str, handler: Handler) -> Handler:
-        async def faulted(request: Request) -> Response:
-            session = self._sign_ins.known(request) or self._sign_ins.session(request)
-            for switch in self._queued(request, kind, session.account if session else ""):
-                if switch.name in REFUSALS:
-                    return REFUSALS[switch.name](request, switch)
-                if switch.name == STALL:
-                    await stalled(request, switch)
-            return await handler(request)
-
-        return faulted
-
-    def _session_or_refusal(self, request: Request) -> Session | Response:
-        """Headers, then the credential, then whether the page is warm: the order the service seems to use."""
-        refusal = self._header_refusal(request)
-        if refusal is not None:
-            return refusal
-        session = self._sign_ins.credential(request)
-        if session is None:
-            return unauthorized(request)
-        writes = ("/api/v2/chats/new", "/api/v2/chat/completions")
-        if request.method == "POST" and request.url.path in writes:
-            if session.challenged:
-                _note(request, "challenged")
-                return punished(request, header=True)
-            if self.options.cold_check and not session.booted:
-                _note(request, "cold")
-                return punished(request)
-        return session
-
-    def _header_refusal(self, request: Request) -> Response | None:
-        """What a missing header of protocol §2 costs; reading calls are not checked."""
-        if not self.options.check_headers or request.method == "GET":
-            return None
-        headers = request.headers
-        if int(headers.get("content-length") or 0) > self.options.max_body_bytes:
-            return punished(request)
-        if not headers.get("x-request-id"):
-            return waf_page()
-        if not headers.get("source"):
-            return EdgeJSON({"ret": ["FAIL_SYS_USER_VALIDATE::no source"], "data": {}})
-        if not headers.get("version"):
-            return refused(request, "Bad_Request", "Internal error, please contact the service provider.")
-        if request.method == "POST" and not headers.get("content-type", "").startswith("application/json"):
-            details = ["Field '': Input should be a valid dictionary"]
-            return refused(request, "RequestValidationError", details)
-        return None
-
-    def _queued(self, request: Request, kind: str, account: str) -> list[Switch]:
-        """The faults whose turn has come for this call; each is used up by one, and noted."""
-        struck = []
-        for fault in list(self.records.faults):
-            if fault["on"] not in (kind, "any") or fault["account"] not in (None, account):
-                continue
-            struck.append(Switch(fault["name"], fault["params"]))
-            _note(request, fault["name"])
-            fault["times"] -= 1
-            if fault["times"] <= 0:
-                self.records.faults.remove(fault)
-        return struck
 
 
 class _Server(uvicorn.Server):
@@ -502,11 +405,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.setblocking(False)
     return listener
-
-
-def _note(request: Request, name: str) -> None:
-    """Notes what a request met: a queued fault, or a rule of the service's."""
-    request.scope[NOTE]["struck"].append(name)
 
 
 def _constant(data: Any) -> Handler:
