@@ -58,7 +58,7 @@ def fetched(url: str) -> bytes:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("drawings")
     with running_standin(folder) as standin, running_proxy(folder, standin) as proxy:
-        standin.options(media_referer=True)
+        standin.options(media_referer=True, draw_s=0.2)
         yield Studio(proxy, standin)
 
 
@@ -140,7 +140,7 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(studio: Studio) -> None:
 
 
 def test_an_address_outlives_the_proxy(tmp_path: Path, standin: Standin) -> None:
-    standin.options(media_referer=True)
+    standin.options(media_referer=True, draw_s=0.2)
     with running_proxy(tmp_path, standin) as proxy:
         url = Studio(proxy, standin).post("/v1/images/generations", prompt="A cat")["data"][0]["url"]
     with running_proxy_of(tmp_path, standin) as proxy:
