@@ -56,8 +56,9 @@ RETRY_EVERY_S = 30.0
 CLOSE_S = 2.0
 """Longest wait, when the program ends, for a disk that is slow."""
 
-QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "playwright")
-"""Loggers of others that say nothing below a warning; uvicorn's own handlers are taken away."""
+QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "playwright", "httpx2", "httpcore2")
+"""Loggers of others that say nothing below a warning: httpx2 would name every address with its signature.
+uvicorn's own handlers are taken away."""
 SILENT = ("python_multipart",)
 """Loggers of others that warn of what a client did wrong, which is for the client."""
 

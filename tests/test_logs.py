@@ -113,6 +113,12 @@ def test_the_servers_own_handlers_do_not_write_past_the_mask() -> None:
     assert len(out.getvalue().splitlines()) == 1
 
 
+def test_fetched_addresses_which_carry_keys_are_not_written(stream: io.StringIO) -> None:
+    logging.getLogger("httpx2").info("HTTP Request: GET https://cdn.qwenlm.ai/a.png?key=abc")
+    logging.getLogger("httpcore2.http11").debug("send_request_headers.started")
+    assert stream.getvalue() == ""
+
+
 def test_a_record_that_cannot_be_formatted_is_not_printed(
     stream: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
