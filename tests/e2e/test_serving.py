@@ -226,7 +226,8 @@ async def test_a_human_check_is_told_and_rests_the_account(serving: Serving) -> 
 
 async def test_what_is_too_long_is_refused_before_any_call(serving: Serving) -> None:
     async with serving(ONE) as http:
-        answer = await ask(http, "ж" * 50_000)
+        # What is no drawing goes as a document: `test_files_move.py`.
+        answer = await http.post("/images/generations", json={"prompt": "ж" * 50_000})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert serving.standin.received("/api/v2/chats/new") == []
