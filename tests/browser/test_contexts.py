@@ -307,6 +307,32 @@ async def test_a_deleted_account_gets_no_page(small_settings: Settings, chromium
 
 
 @browser
+async def test_an_accounts_cookies_are_told_as_the_browser_would_send_them(
+    road: BrowserTransport, small_settings: Settings
+) -> None:
+    picture = f"{small_settings.upstream}/output/cat.png?key=k"
+    # Also of an account that nothing was asked of yet.
+    assert await road.cookies("a", picture) == {"token": "token-of-a"}
+    await road.warm("b")
+    assert await road.cookies("b", picture) == {"token": "token-of-b"}
+    assert await road.cookies("b", "https://example.org/output/cat.png") == {}
+
+
+async def test_an_account_that_is_gone_has_no_cookies_and_gets_no_context() -> None:
+    wrong: list[Exception] = [AccountGone("this account has been deleted"), PermissionError(13, "Denied")]
+
+    def state_of(_: str) -> StorageState:
+        raise wrong.pop(0)
+
+    async with BrowserTransport(Settings(), state_of, chromium=Chromium(Settings())) as road:
+        with pytest.raises(AccountGone):
+            await road.cookies("a", "https://chat.qwen.ai/")
+        with pytest.raises(SessionDamaged, match="cannot be read: Denied"):
+            await road.cookies("a", "https://chat.qwen.ai/")
+        assert "AccountContext" not in repr(road)
+
+
+@browser
 async def test_an_account_that_cannot_be_read_says_so(small_settings: Settings, chromium: Chromium) -> None:
     def state_of(_: str) -> StorageState:
         raise PermissionError(13, "Permission denied", "/secret/path")
