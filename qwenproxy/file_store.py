@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -293,9 +294,10 @@ def _entries(folder: Path) -> list[str]:
 
 def _is_whole(path: Path, size: int) -> bool:
     try:
-        return path.is_file() and path.stat().st_size == size
+        found = path.lstat()
     except OSError:
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def _file_of(value: Any, file_id: str) -> StoredFile:

@@ -262,6 +262,26 @@ def test_a_folder_that_is_no_folder_is_said(files: FileStore, tmp_path: Path) ->
         files.rows(ANYBODY)
 
 
+def test_content_that_cannot_take_its_place_is_said(files: FileStore, tmp_path: Path) -> None:
+    sha256 = keep(files, b"words").sha256
+    content = tmp_path / "files" / "content" / sha256
+    content.unlink()
+    (content / "in the way").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be stored"):
+        keep(files, b"words")
+    assert not left(tmp_path, "incoming")
+
+
+def test_a_record_that_somebody_deleted_by_hand_is_nothing_to_sweep(
+    files: FileStore, clock: TurnedClock, tmp_path: Path
+) -> None:
+    file = keep(files, b"words", purpose="message")
+    (tmp_path / "files" / f"{file.id}.json").unlink()
+    clock.at += timedelta(days=40)
+    assert files.sweep(30) == 0
+    assert reopened(tmp_path, clock).rows(ANYBODY) == ()
+
+
 def test_many_threads_share_it(files: FileStore, clock: TurnedClock, tmp_path: Path) -> None:
     failed: list[BaseException] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -208,7 +209,8 @@ async def _placed(ask: Ask, file: StoredFile) -> Response:
     try:
         hosted = await ask.hosting.place(file)
     except BaseException:
-        with anyio.CancelScope(shield=True):
+        # It may be deleted already; and a disk that fails must not stand in for what went wrong.
+        with anyio.CancelScope(shield=True), suppress(QwenProxyError):
             await run_sync(ask.store.remove, file.id, ask.caller)
         raise
     # Recipes of the README look for `"file":{"url":"` in the text (seed 004).

@@ -97,6 +97,8 @@ async def test_a_file_is_a_download_and_no_page_whatever_it_holds() -> None:
             assert got.headers["content-security-policy"].startswith("sandbox")
         part = await at.http.get(f"/v1/files/{file_id}/content", headers={"Range": "bytes=1-4"})
         assert (part.status_code, part.content) == (206, b"html")
+        head = await at.http.head(f"/v1/files/{file_id}/content")
+        assert (head.headers["content-length"], head.content) == ("31", b"")
 
 
 async def test_text_is_not_said_to_be_in_an_encoding_that_nobody_knows() -> None:
@@ -206,6 +208,23 @@ async def test_an_upload_that_the_service_refuses_is_not_kept() -> None:
         got = await at.http.post(UPLOAD, files={"file": ("a.bin", b"words")})
         assert (got.status_code, got.json()["code"]) == (400, "unsupported_file")
         assert not stored()
+
+
+async def test_an_upload_that_is_deleted_meanwhile_fails_as_the_service_says() -> None:
+    async with place() as at:
+        at.gateway.hosting.takes_s = 0.3
+        at.gateway.hosting.failing = UnsupportedFile("the service cannot read this")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(delete_first, at)
+            got = await at.http.post(UPLOAD, files={"file": ("a.bin", b"words")})
+        assert (got.status_code, got.json()["code"]) == (400, "unsupported_file")
+
+
+async def delete_first(at: Place) -> None:
+    with anyio.fail_after(5):
+        while not (rows := await anyio.to_thread.run_sync(at.gateway.files.rows, ANYBODY)):
+            await anyio.sleep(0.01)
+    at.gateway.files.remove(rows[0].id, ANYBODY)
 
 
 async def test_an_upload_whose_client_leaves_is_not_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,6 +197,25 @@ async def test_the_largest_form_is_taken(store: FileStore) -> None:
     found = await form_of(store, body, headers=[(b"content-length", b"%d" % len(body))])
     assert len(found["files"][0][2]) == 2_000_000
     assert len(found["a"][0]) == 1000
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_whatever_comes_is_a_form_or_the_callers_fault(
+    store: FileStore, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)
+    sound = body_of(NAMED % b"purpose" + b"x", FILE + b"\r\n-" * 20, FILE + b"words")
+    for _ in range(60):
+        body = bytearray(sound)
+        for _ in range(dice.randint(1, 4)):
+            place = dice.randrange(len(body))
+            body[place : place + dice.randint(0, 3)] = dice.choice((b"\r\n", b"--x", b"-", b"\0", b":", b'"'))
+        try:
+            async with read(store, pieces_of(bytes(body), dice.randint(1, 50))) as form:
+                assert all(part.incoming.size >= 0 for part in form.files)
+        except (BadRequest, TooLarge):
+            pass
+        assert not left(tmp_path)
 
 
 async def test_a_client_that_stops_or_dawdles_leaves_nothing(store: FileStore, tmp_path: Path) -> None:
