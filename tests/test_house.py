@@ -125,6 +125,8 @@ ONLY_IN = {
     "uvicorn": ("server.",),
     "filelock": ("store", "ledger"),
     "questionary": ("questions",),
+    "alibabacloud_oss_v2": ("qwen.object_storage",),
+    "requests": ("qwen.object_storage",),
     "prompt_toolkit": ("keys", "questions"),
 }
 """Libraries whose types do not cross the border of these modules."""
