@@ -182,7 +182,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
             tasks.start_soon(conversations.forget_unwanted, videos.chats)
             tasks.start_soon(videos.follow)
-            tasks.start_soon(_Follower(gateway, registry, transport, janitor, clock).run)
+            tasks.start_soon(_Follower(gateway, hosting, registry, transport, janitor, clock).run)
             tasks.start_soon(guests.keep_few)
             tasks.start_soon(_tidy, files, settings.keep_files_days)
             checkup = Checkup(pool, registry, client.who, clock)
@@ -227,12 +227,14 @@ class _Follower:
     def __init__(
         self,
         gateway: Gateway,
+        hosting: Hosting,
         registry: Registry,
         transport: BrowserTransport,
         janitor: Janitor,
         clock: Clock,
     ) -> None:
         self._gateway = gateway
+        self._hosting = hosting
         self._pool = gateway.pool
         self._registry = registry
         self._transport = transport
@@ -285,6 +287,7 @@ class _Follower:
         for account_id in changes.gone:
             log.info("account %s was deleted; its streams end", account_id)
             tasks.start_soon(self._transport.forget, account_id)
+            tasks.start_soon(self._hosting.forget_account, account_id)
         for account_id in changes.signed_in:
             log.info("account %s was signed in again", account_id)
             self._transport.replace(account_id)

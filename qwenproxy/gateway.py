@@ -146,13 +146,11 @@ class Gateway:
             words = Words(request, model, live, files, secrets.token_hex(6), most=self._settings.max_files)
             cutter = Cutter(request.stop, request.max_tokens)
             meter = Meter(words.turn.prompt)
-            drawn = Drawn(request)
             async with (
                 AsyncExitStack() as documents,
                 aclosing(self._on_accounts(words, documents, inside, only)) as deltas,
             ):
                 async for delta in deltas:
-                    drawn.check(delta)
                     for piece in cutter.push(delta):
                         yield meter.read(piece)
                     if cutter.done:
@@ -274,9 +272,11 @@ class Gateway:
         )
 
     async def _said(self, account_id: str, chat: UpstreamChat, turn: Turn) -> AsyncGenerator[Delta]:
+        drawn = Drawn(due=turn.draws)
         try:
             async with aclosing(self._upstream.stream(account_id, chat.id, turn)) as deltas:
                 async for delta in deltas:
+                    drawn.check(delta)
                     yield delta
         except LimitReached as exc:
             if turn.draws and not isinstance(exc, ParallelLimited):

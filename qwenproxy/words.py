@@ -197,10 +197,11 @@ class Words:
 
 
 class Drawn:
-    """Watches an answer that should be a picture."""
+    """Watches over an answer that should be a picture."""
 
-    def __init__(self, request: ChatRequest) -> None:
-        self._due = request.drawing is not None
+    def __init__(self, *, due: bool) -> None:
+        """`due`: a picture is."""
+        self._due = due
         self._said = ""
 
     def check(self, delta: Delta) -> None:

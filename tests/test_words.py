@@ -172,7 +172,7 @@ def test_which_model_draws() -> None:
 
 def test_words_instead_of_a_picture_are_told_in_short() -> None:
     said: list[Delta] = [Text("I cannot\n"), Text("draw " * 100)]
-    drawn = Drawn(ChatRequest("qwen", (), drawing=Drawing()))
+    drawn = Drawn(due=True)
     for delta in said:
         drawn.check(delta)
     with pytest.raises(GenerationFailed) as caught:
@@ -180,11 +180,11 @@ def test_words_instead_of_a_picture_are_told_in_short() -> None:
     assert str(caught.value).startswith("the service drew nothing; it said: I cannot draw draw")
     assert len(str(caught.value)) < 250
     with pytest.raises(GenerationFailed, match=r"drew nothing$"):
-        Drawn(ChatRequest("qwen", (), drawing=Drawing())).check(Finished("stop"))
+        Drawn(due=True).check(Finished("stop"))
 
 
 def test_a_picture_is_a_picture_and_words_are_words() -> None:
-    drawn = Drawn(ChatRequest("qwen", (), drawing=Drawing()))
+    drawn = Drawn(due=True)
     drawn.check(Media("https://cdn.qwenlm.ai/a.png"))
     drawn.check(Finished("stop"))
-    Drawn(ChatRequest("qwen", ())).check(Finished("stop"))
+    Drawn(due=False).check(Finished("stop"))

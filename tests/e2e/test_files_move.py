@@ -31,9 +31,7 @@ def proxy(
 ) -> Iterator[Proxy]:
     standin = _standins("C", False)
     folder = tmp_path_factory.mktemp("moving")
-    with running_proxy(
-        folder, standin, PEOPLE, stay_up=1, storage_endpoint=standin.site, keep_chats=1
-    ) as proxy:
+    with running_proxy(folder, standin, PEOPLE, stay_up=1, keep_chats=1) as proxy:
         yield proxy
 
 
