@@ -17,7 +17,7 @@ GUEST = Caller("key_2", "theirs", frozenset({"chat"}))
 OTHER = Caller("key_3", "others", frozenset({"chat"}))
 TALK = (
     Message("system", "Be brief"),
-    Message("user", "Что это?", (Attachment("image", "https://x/a.png"),)),
+    Message("user", "Что это?", (Attachment("image", "https://x/a.png", "a.png"),)),
     Message("assistant", "\x00 A cat\u2028"),
 )
 

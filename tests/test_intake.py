@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,6 +173,18 @@ async def test_a_disk_that_fails_is_no_picture_that_is_gone(other: Elsewhere, tm
     (tmp_path / "files").write_text("in the way")
     with pytest.raises(StoreError):
         await other.attachments().recalled(request(DATA).messages, ANN)
+
+
+async def test_what_a_message_holds_itself_is_not_kept_in_it(other: Elsewhere) -> None:
+    taking = other.attachments()
+    assert await taking.without_data("data:,x", ANN, "content") == "data:,x"
+    parts: list[dict[str, Any]] = [{"type": "text", "text": DATA}, {"type": "file", "file": DATA, "more": 1}]
+    kept = await taking.without_data(parts, ANN, "content")
+    (row,) = other.store.rows(ANN)
+    assert kept == [parts[0], {"type": "file", "file": file_address(row.id), "more": 1}]
+    with pytest.raises(BadRequest) as caught:
+        await taking.without_data([parts[0], {"type": "image", "image": "data:x"}], ANN, "content")
+    assert caught.value.param == "content[1]"
 
 
 async def test_one_field_of_a_request(other: Elsewhere) -> None:

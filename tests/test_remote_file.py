@@ -9,22 +9,26 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpcore2
+import httpx2
 import pytest
 import trustme
 from anyio.abc import SocketStream
 from anyio.streams.tls import TLSListener
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenproxy import remote_file
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import NotFetched
 from qwenproxy.file_store import FileStore, StoredFile
-from qwenproxy.remote_file import MOST_BYTES, RemoteFiles, connected, resolved
+from qwenproxy.remote_file import MOST_BYTES, RemoteFiles, _checked, _next, connected, resolved
 from qwenproxy.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -416,6 +420,16 @@ async def test_the_system_reads_every_spelling_of_a_number() -> None:
     for host in ("127.0.0.1", "127.1", "2130706433", "0x7f000001", "017700000001"):
         assert await resolved(host, 80) == ("127.0.0.1",)
     assert await resolved("::1", 80) == ("::1",)
+
+
+@given(st.text(max_size=30), st.sampled_from(["http://", "https://", "//", "http:", ""]))
+def test_whatever_is_written_is_an_address_or_none(text: str, before: str) -> None:
+    for read in (_checked, partial(_next, httpx2.URL("http://cats.example/a?b"))):
+        try:
+            found = read(before + text)
+        except NotFetched:
+            continue
+        assert (found.scheme in ("http", "https"), found.userinfo, bool(found.host)) == (True, b"", True)
 
 
 def test_the_corpus_is_no_smaller_than_t14_asks() -> None:

@@ -188,6 +188,22 @@ def test_parts_are_told_as_text_and_attachments() -> None:
     )
 
 
+def test_other_addresses_of_the_same_change_nothing_else() -> None:
+    picture = {"type": "image", "image": "https://x/a.png", "detail": "low"}
+    odd: list[dict[str, Any]] = [
+        {"type": "text", "text": "https://x/a.png"},
+        {"type": "image"},
+        {"type": "file", "file": 5},
+    ]
+    chat, asked = NEW.asked([picture, *odd], parent_id="", new_id="q1", timestamp=1)
+    chat = answer(replace(chat, twin=UpstreamChat("up", "a")), "a1", upstream_response="r1")
+    chat, _ = ask(chat, "https://x/a.png")
+    moved = chat.readdressed({"https://x/a.png": "/v1/files/1"})
+    assert moved.entries["q1"].content == [{**picture, "image": "/v1/files/1"}, *odd]
+    back = replace(moved.entries["q1"], content=asked.content)
+    assert replace(moved, entries={**moved.entries, "q1": back}) == replace(chat, entries=dict(chat.entries))
+
+
 @given(st.integers(0, 3), st.integers(0, 9), st.integers(1, 12))
 def test_the_window_keeps_the_system_the_newest_and_whole_pairs(system: int, pairs: int, most: int) -> None:
     told = [Entry(f"s{n}", "", "system", "", 0) for n in range(system)]
