@@ -23,7 +23,7 @@ from qwenproxy.errors import BadRequest, GenerationFailed, QwenProxyError
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone
-from qwenproxy.server.patience import PatientAnswer
+from qwenproxy.server.patience import SILENCE_S, PatientAnswer
 from qwenproxy.server.relay import Bounds, read_object
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.video_tasks import VideoTask
@@ -80,7 +80,11 @@ class VideoRoutes:
             log.exception("a request about videos broke")
             return _failed(QwenProxyError(INTERNAL))
         return PatientAnswer(
-            partial(work, request, body), _failed, self._admission, heartbeat_s=self._heartbeat_s
+            partial(work, request, body),
+            _failed,
+            self._admission,
+            heartbeat_s=self._heartbeat_s,
+            silence_s=SILENCE_S,
         )
 
     async def _generate(self, request: Request, body: Json) -> Response:
