@@ -58,6 +58,12 @@ class Storage:
             await _drained(request)
             return found
         faults = self._queued(request, "storage", found.account)
+        for fault in faults:
+            if fault.name == "oss_error":
+                await _drained(request)
+                return _error(fault.whole("status", 403), fault.word("code", "AccessDenied"))
+            if fault.name == "oss_severed":
+                return Severed()
         try:
             answer = await self._called(request, found)
         except ClientDisconnect:
@@ -218,10 +224,7 @@ async def _drained(request: Request) -> bytes:
 
 
 async def _spoiled(request: Request, answer: Response, fault: Switch) -> Response:
-    if fault.name == "oss_error":
-        return _error(fault.whole("status", 403), fault.word("code", "AccessDenied"))
-    if fault.name == "oss_severed":
-        return Severed()
+    """The answer to what was taken in all the same."""
     if fault.name == "oss_wrong_crc":
         answer.headers["x-oss-hash-crc64ecma"] = "1"
     if fault.name == "oss_slow":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ import alibabacloud_oss_v2 as oss  # type: ignore[import-untyped]
 import httpx
 import pytest
 
-from tests.serve import Standin, running_standin
+from qwenproxy.standin.signatures import Authorization, Signed, v4_signature
+from tests.serve import Standin, running_standin, until
 from tests.standin.uploading import parse, put, status, storage, ticket, uploaded
 from tests.standin.visitor import Visitor
 
@@ -185,7 +189,11 @@ def test_faults_of_tickets_and_storage(visitor: Visitor) -> None:
     sts = ticket(visitor)
     visitor.standin.fault("oss_error", on="storage", status=500, code="InternalError")
     assert refused(visitor, sts) == (500, "InternalError")
-    for name in ("oss_severed", "oss_wrong_crc", "oss_slow"):
+    visitor.standin.fault("oss_severed", on="storage")
+    with pytest.raises(oss.exceptions.OperationError):
+        put(visitor, sts, b"x" * 3_000_000)
+    assert visitor.standin.objects() == []
+    for name in ("oss_wrong_crc", "oss_slow"):
         visitor.standin.fault(name, on="storage")
         with pytest.raises(oss.exceptions.OperationError):
             put(visitor, sts, BODY, timeout_s=0.2 if name == "oss_slow" else 10)
@@ -193,6 +201,75 @@ def test_faults_of_tickets_and_storage(visitor: Visitor) -> None:
     put(visitor, sts, BODY)
     struck = [each["struck"] for each in visitor.standin.received("/qwen-webui-prod/")]
     assert struck == [["oss_error"], ["oss_severed"], ["oss_wrong_crc"], ["oss_slow"], ["oss_slow"]]
+
+
+def signed(visitor: Visitor, sts: dict[str, Any], method: str = "PUT", **headers: str) -> dict[str, str]:
+    """The headers of a call that the SDK would not make."""
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    known = {
+        "x-oss-date": now,
+        "x-oss-security-token": sts["security_token"],
+        "x-oss-content-sha256": "UNSIGNED-PAYLOAD",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    asked = Authorization(sts["access_key_id"], now[:8], "ap-southeast-1", (), "")
+    path = f"/qwen-webui-prod/{sts['file_path']}"
+    right = v4_signature(Signed(method, path, "", known), sts["access_key_secret"], asked)
+    credential = f"{asked.access_key_id}/{asked.date}/{asked.region}/oss/aliyun_v4_request"
+    return {**known, "authorization": f"OSS4-HMAC-SHA256 Credential={credential},Signature={right}"}
+
+
+def test_calls_that_make_no_sense_are_refused(visitor: Visitor) -> None:
+    sts = ticket(visitor)
+    url = f"{visitor.standin.site}/qwen-webui-prod/{sts['file_path']}"
+    old = httpx.put(url, content=BODY, headers=signed(visitor, sts, x_oss_date="20200101T000000Z"))
+    assert (old.status_code, "<Code>RequestTimeTooSkewed</Code>" in old.text) == (403, True)
+    never = httpx.put(url, content=BODY, headers=signed(visitor, sts, x_oss_date="now"))
+    assert never.status_code == 403
+    other = base64.b64encode(hashlib.md5(b"other", usedforsecurity=False).digest()).decode()
+    damaged = httpx.put(url, content=BODY, headers=signed(visitor, sts, content_md5=other))
+    assert (damaged.status_code, "<Code>InvalidDigest</Code>" in damaged.text) == (400, True)
+    assert httpx.delete(url, headers=signed(visitor, sts, "DELETE")).status_code == 405
+    assert httpx.put(url, content=BODY).status_code == 403
+    assert visitor.standin.objects() == []
+    assert httpx.put(url, content=BODY, headers=signed(visitor, sts)).status_code == 200
+
+
+def test_parts_may_be_put_again_and_are_joined_by_number(visitor: Visitor) -> None:
+    sts = ticket(visitor)
+    client, key = storage(visitor, sts), sts["file_path"]
+    begun = client.initiate_multipart_upload(oss.InitiateMultipartUploadRequest("qwen-webui-prod", key))
+    tags = {}
+    for number, body in ((2, b"old"), (1, b"one "), (2, b"two ")):
+        request = oss.UploadPartRequest("qwen-webui-prod", key, number, begun.upload_id, body=body)
+        tags[number] = client.upload_part(request).etag
+    for listed in ([], [oss.UploadPart(1, tags[2])]):
+        request = oss.CompleteMultipartUploadRequest("qwen-webui-prod", key, begun.upload_id)
+        request.complete_multipart_upload = oss.CompleteMultipartUpload(listed)
+        with pytest.raises(oss.exceptions.OperationError) as refusal:
+            client.complete_multipart_upload(request)
+        assert code_of(refusal) == (400, "InvalidPart")
+    parts = [oss.UploadPart(number, tags[number]) for number in (1, 2)]
+    request.complete_multipart_upload = oss.CompleteMultipartUpload(parts)
+    client.complete_multipart_upload(request)
+    assert httpx.get(sts["file_url"]).content == b"one two "
+
+
+def test_nothing_stays_of_an_upload_that_was_cut(tmp_path: Path) -> None:
+    kept = tmp_path / "temporary"
+    kept.mkdir()
+    with running_standin(tmp_path, temporary=kept) as standin, Visitor(standin) as visitor:
+        sts = ticket(visitor)
+        headers = {**signed(visitor, sts), "content-length": "9000000", "host": "127.0.0.1"}
+        lines = [
+            f"PUT /qwen-webui-prod/{sts['file_path']} HTTP/1.1",
+            *(f"{k}: {v}" for k, v in headers.items()),
+        ]
+        with socket.create_connection(("127.0.0.1", httpx.URL(standin.site).port or 0)) as wire:
+            wire.sendall("\r\n".join([*lines, "", ""]).encode() + b"x" * 3_000_000)
+            until(lambda: any(each.is_file() and each.stat().st_size for each in kept.rglob("*")))
+        until(lambda: not any(each.is_file() for each in kept.rglob("*")))
+        assert standin.objects() == []
 
 
 def test_the_records_keep_neither_bodies_nor_secrets(visitor: Visitor) -> None:
