@@ -176,7 +176,7 @@ class Shelf:
                 if not answer.has_redirect_location:
                     yield _opened(answer)
                     return
-                url = urljoin(url, answer.headers["location"])
+                url = _next(url, answer.headers["location"])
         raise UpstreamError("the service sends from one address to the next")
 
     @asynccontextmanager
@@ -221,6 +221,14 @@ def _new_client(proxy: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         cookies=forgetful, proxy=proxy or None, trust_env=False, timeout=TIMEOUT, follow_redirects=False
     )
+
+
+def _next(url: str, location: str) -> str:
+    """Where a redirect leads; "" when that cannot be read."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return ""
 
 
 def _opened(answer: httpx2.Response) -> Opened:

@@ -53,6 +53,7 @@ class Service:
             "/moved": self.moved,
             "/away": self.away,
             "/round": self.round,
+            "/nowhere": self.nowhere,
             "/gone": self.gone,
             "/closed": self.closed,
             "/broken": self.broken,
@@ -89,6 +90,9 @@ class Service:
 
     def round(self, request: Request) -> Response:
         return RedirectResponse("/round")
+
+    def nowhere(self, request: Request) -> Response:
+        return Response(status_code=302, headers={"location": "http://[nowhere/"})
 
     def gone(self, request: Request) -> Response:
         return Response(status_code=404)
@@ -220,11 +224,13 @@ async def test_nothing_is_fetched_from_other_hosts(tmp_path: Path) -> None:
         here.service.elsewhere = url
         with pytest.raises(UpstreamError, match="not its own"):
             await here.get("/away")
+        with pytest.raises(UpstreamError, match="not its own"):
+            await here.get("/nowhere")
         foreign = await here.shelf.note(f"{url}/cat.png", "acc_1", ANYBODY)
         with pytest.raises(UpstreamError, match="not its own"):
             async with here.shelf.open(foreign):
                 pass
-        assert [account for account, _ in here.browser.asked] == ["acc_1"]
+        assert [account for account, _ in here.browser.asked] == ["acc_1"] * 2
     assert not tripwire.seen
 
 
