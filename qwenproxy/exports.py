@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import NAMESPACE_OID, uuid5
 
+from qwenproxy.addresses import own_file
 from qwenproxy.dialects.native import content_of
 from qwenproxy.errors import BadRequest
 from qwenproxy.transcript import Content, Entry, Json, Transcript, transcript_of
@@ -73,12 +74,16 @@ def _without(chat: Json, of_chat: frozenset[str], of_messages: frozenset[str]) -
 def _openai_content(content: Content) -> Content:
     if isinstance(content, str):
         return content
-    return [
-        {"type": "image_url", "image_url": {"url": part["image"]}}
-        if part.get("type") == "image" and isinstance(part.get("image"), str)
-        else part
-        for part in content
-    ]
+    return [_openai_part(part) for part in content]
+
+
+def _openai_part(part: Json) -> Json:
+    kind = part.get("type")
+    if kind == "image" and isinstance(part.get("image"), str):
+        return {"type": "image_url", "image_url": {"url": part["image"]}}
+    # A file at an address has no form of OpenAI's own: it stays as it is, which an import reads.
+    ours = own_file(part["file"]) if kind == "file" and isinstance(part.get("file"), str) else ""
+    return {"type": "file", "file": {"file_id": ours}} if ours else part
 
 
 def _block(entry: Entry) -> str:

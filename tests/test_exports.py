@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenproxy.addresses import file_address
 from qwenproxy.chat import UpstreamChat
 from qwenproxy.errors import BadRequest, CallerError, UnsupportedParameter
 from qwenproxy.exports import imported, json_of, markdown, openai, told
@@ -105,6 +106,15 @@ def chats(draw: st.DrawFn) -> Transcript:
 def test_any_chat_comes_back_the_same(chat: Transcript) -> None:
     assert json_of(back(json_of(chat))) == {**json_of(chat), "id": "new"}
     assert openai(back(openai(chat))) == openai(chat)
+
+
+def test_files_of_ours_are_openais_files_and_come_back() -> None:
+    ours = file_address("file-" + "0" * 24)
+    parts: Content = [{"type": "file", "file": url} for url in (ours, "https://a/b.pdf")]
+    chat = chat_of(Entry("m", "", "user", parts, 0), leaf="m")
+    (message,) = openai(chat)["messages"]
+    assert message["content"] == [{"type": "file", "file": {"file_id": "file-" + "0" * 24}}, parts[1]]
+    assert back(openai(chat)).branch()[0].content == parts
 
 
 def test_the_seeds_file_is_read() -> None:
