@@ -135,8 +135,9 @@ class _Out:
         self.started = False
         self.ended = False
 
-    async def start(self, media_type: str) -> None:
+    async def start(self, form: Format) -> None:
         self.started = True
+        media_type = EVENTS_TYPE if self.events else MEDIA_TYPES[form]
         headers = [
             (b"content-type", media_type.encode()),
             (b"cache-control", b"no-cache"),
@@ -178,6 +179,8 @@ async def _speak(speech: Speech, wanted: SpeechRequest, out: _Out) -> None:
         with anyio.CancelScope(shield=True):
             await run_sync(_freed, coder)
         raise
+    if not out.started:
+        await out.start(form)
     last = frame({"type": "speech.audio.done", "usage": USAGE}) if wanted.events else ""
     await out.write(last.encode(), more=False)
 
@@ -186,7 +189,7 @@ async def _give(data: bytes, form: Format, out: _Out) -> None:
     if not data:
         return
     if not out.started:
-        await out.start(EVENTS_TYPE if out.events else MEDIA_TYPES[form])
+        await out.start(form)
     if out.events:
         text = base64.b64encode(data).decode()
         data = frame({"type": "speech.audio.delta", "audio": text}).encode()
