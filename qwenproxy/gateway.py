@@ -260,11 +260,20 @@ class Gateway:
                 self._let_go(chat, words)
 
     async def _hosted(self, account_id: str, words: Words) -> Turn:
-        """What is to be said, with its files as the account has them."""
-        attachments = words.turn.attachments
-        if not attachments:
-            return words.turn
-        return replace(words.turn, attachments=await self._hosting.hosted(account_id, attachments))
+        """What is to be said, with its files as the account has them.
+
+        Raises:
+            UploadFailed: also for what passes, for it is no reason to leave the chat.
+        """
+        turn = words.turn
+        if not turn.attachments:
+            return turn
+        try:
+            return replace(turn, attachments=await self._hosting.hosted(account_id, turn.attachments))
+        except UpstreamError as exc:
+            if _passing(exc) or isinstance(exc, Unreachable):
+                raise UploadFailed(f"a file could not be uploaded: {exc}") from exc
+            raise
 
     async def _fresh(self, account_id: str, turn: Turn) -> UpstreamChat:
         return await self._janitor.fresh(

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     auth_upstream: str = Field("https://auth.qwen.ai", description="The service's sign-in host.")
     browser: str = Field("", description="Chromium: a path, or chrome, msedge or chromium. Empty: found.")
     headless: bool = Field(True, description="0 shows the browser window.")
-    proxy: str = Field("", description="Proxy server for Chromium, e.g. socks5://127.0.0.1:1080.")
+    proxy: str = Field("", description="Proxy server to the service, e.g. socks5://127.0.0.1:1080.")
     default_model: str = Field(
         "qwen3.7-plus",
         validation_alias=_plain("DEFAULT_MODEL"),

@@ -785,6 +785,14 @@ async def test_a_failed_upload_is_tried_again_here_and_then_elsewhere(tmp_path: 
     assert upstream.made == 1
 
 
+async def test_a_failed_upload_is_no_reason_to_leave_a_chat(tmp_path: Path) -> None:
+    uploads, upstream = ScriptedUploads([Unreachable("net")]), ScriptedUpstream()
+    request = ChatRequest("qwen", (*TALK, attached(stored(tmp_path, b"n"))), home=Home("a1", "twin", "r0"))
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate:
+        assert (await started(gate, request)).rebuilt == ""
+        assert upstream.chats == ["twin"]
+
+
 async def test_a_file_that_is_gone_ends_a_conversation_only_at_its_end(tmp_path: Path) -> None:
     upstream, uploads = ScriptedUpstream(), ScriptedUploads()
     gone = Attachment("image", file_address("file-" + "0" * 24), "old.png")

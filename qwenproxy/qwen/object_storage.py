@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import alibabacloud_oss_v2 as oss  # type: ignore[import-untyped]
@@ -17,6 +19,7 @@ from alibabacloud_oss_v2 import exceptions
 from alibabacloud_oss_v2.transport import (  # type: ignore[import-untyped]
     RequestsHttpClient,
 )
+from requests.exceptions import InvalidSchema
 
 from qwenproxy.errors import ProtocolChanged, UploadFailed
 from qwenproxy.qwen.files import Ticket
@@ -56,13 +59,21 @@ class _Watched(io.FileIO):
         return super().read(-1 if size is None else size) or b""
 
 
+_UNREACHED: Final[Mapping[type, str]] = MappingProxyType(
+    {
+        _Left: "nobody waits for it",
+        InvalidSchema: "uploads through a SOCKS proxy need the package PySocks: `pip install PySocks`",
+    }
+)
+
+
 class Storage:
     """Blocks. May be used from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._endpoint = settings.storage_endpoint
-        # The SDK's sender knows no other proxies; with those it goes to the storage directly.
-        self._proxy = settings.proxy if settings.proxy.startswith(("http://", "https://")) else ""
+        # As Chromium does it: the proxy, not this computer, looks the name up.
+        self._proxy = settings.proxy.replace("socks5://", "socks5h://", 1)
 
     def put(self, ticket: Ticket, path: Path, media_type: str, left: threading.Event) -> None:
         """Uploads the file at `path`, from disk, in parts from 2 MiB on; gives up once `left` is set.
@@ -119,8 +130,7 @@ def _failure(exc: BaseException) -> UploadFailed:
     while not isinstance(cause, exceptions.ServiceError) and hasattr(cause, "unwrap"):
         cause = cause.unwrap()
     if not isinstance(cause, exceptions.ServiceError):
-        left = isinstance(cause, _Left)
-        return UploadFailed("nobody waits for it" if left else "the service's storage cannot be reached")
+        return UploadFailed(_UNREACHED.get(type(cause), "the service's storage cannot be reached"))
     code = str(cause.code or "")
     said = f" ({code})" if _CODE.fullmatch(code) else ""
     failure = Refused if cause.status_code == 403 else UploadFailed

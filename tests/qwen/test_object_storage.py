@@ -80,6 +80,11 @@ def test_the_proxy_of_the_settings_is_used_and_no_other(path: Path, monkeypatch:
     assert str(caught.value) == "the service's storage cannot be reached"
 
 
+def test_nothing_goes_around_a_socks_proxy(path: Path) -> None:
+    with pytest.raises(UploadFailed, match=r"SOCKS proxy need|cannot be reached"):
+        Storage(Settings(proxy="socks5://127.0.0.1:1")).put(ticket(), path, "text/plain", threading.Event())
+
+
 def test_who_has_left_sends_nothing(path: Path) -> None:
     left = threading.Event()
     left.set()
