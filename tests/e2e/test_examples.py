@@ -87,7 +87,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     (files / "изображению.jpg").write_bytes(jpeg())
     (files / "файлу.pdf").write_bytes(pdf())
     with running_standin(folder) as standin, running(Router([Route("/{path:path}", on_the_web)])) as web:
-        standin.options(pieces_per_s=5000, video_s=0.1, silence_s=0.1)
+        standin.options(pieces_per_s=5000, video_s=0.1, draw_s=0.1)
         allowed = web.removeprefix("http://")
         with running_proxy(folder, standin, fetch_allow=allowed, unknown_model="default") as proxy:
             yield Serving(proxy, standin, folder / "session", files, web)
