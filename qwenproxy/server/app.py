@@ -168,7 +168,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
     status = StatusRoutes(settings, admission)
     accounts = AccountRoutes(admission, bounds)
     chats = ChatRoutes(admission, bounds)
-    forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s)
+    forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s, stopped=admission.stopped)
     files = FileRoutes(admission, bounds, settings.heartbeat_s, forms=forms)
     videos = VideoRoutes(admission, bounds, heartbeat_s=settings.heartbeat_s, wait_s=settings.video_timeout_s)
     routes: list[BaseRoute] = [

@@ -18,7 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
-from qwenproxy.errors import BadRequest, TooLarge, WrongMediaType
+from qwenproxy.errors import BadRequest, ShuttingDown, TooLarge, WrongMediaType
 from qwenproxy.file_store import FileStore, Incoming
 from qwenproxy.server.body import BodyTooSlow, ClientGone
 from qwenproxy.server.guard import FORM_TYPE
@@ -43,6 +43,8 @@ class FormBounds:
     idle_s: float = 20.0
     total_s: float = 3600.0
     """100 MB on a slow line take that long."""
+    stopped: anyio.Event | None = None
+    """Set: the server ends, and a form that still comes is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ async def read_form(
         BadRequest: it is a broken one.
         TooLarge: it is larger than `bounds` allow, or says so.
         BodyTooSlow, ClientGone: as `read_body`.
+        ShuttingDown: the server ends before it is whole.
         StoreError: a file cannot be stored.
     """
     boundary = _boundary(scope)
@@ -99,9 +102,7 @@ async def read_form(
     files = ExitStack()
     reader = _Reader(boundary, bounds, store, files)
     try:
-        async with aclosing(_batches(receive, bounds, most_bytes)) as batches:
-            async for batch in batches:
-                await run_sync(reader.feed, batch)
+        await _fill(reader, receive, bounds, most_bytes)
         yield reader.form()
     finally:
         with anyio.CancelScope(shield=True):
@@ -109,8 +110,10 @@ async def read_form(
 
 
 def _boundary(scope: Scope) -> bytes:
-    """Raises: WrongMediaType, BadRequest."""
+    """Raises: WrongMediaType; BadRequest, also where nothing is said to have been sent."""
     values = [value for name, value in scope["headers"] if name == b"content-type"]
+    if not values:
+        raise BadRequest(f"a file is needed, in a form sent as {FORM_TYPE}", param="file")
     kind, options = parse_options_header(values[0].decode("latin-1") if len(values) == 1 else "")
     if kind.strip() != FORM_TYPE.encode():
         raise WrongMediaType(f"the body must be a form with a file, sent as {FORM_TYPE}")
@@ -118,6 +121,32 @@ def _boundary(scope: Scope) -> bytes:
     if not boundary or len(boundary) > 70:  # RFC 2046, 5.1.1
         raise BadRequest("the form's Content-Type header names no boundary that can be used")
     return boundary
+
+
+async def _fill(reader: _Reader, receive: Receive, bounds: FormBounds, most_bytes: int) -> None:
+    """Gives the reader all that comes, unless the server ends before."""
+    error: Exception | None = None
+    whole = False
+    async with anyio.create_task_group() as tasks:
+        if bounds.stopped is not None:
+            tasks.start_soon(_end, bounds.stopped, tasks.cancel_scope)
+        try:
+            async with aclosing(_batches(receive, bounds, most_bytes)) as batches:
+                async for batch in batches:
+                    await run_sync(reader.feed, batch)
+            whole = True
+        except Exception as exc:  # noqa: BLE001 - raised below, outside the group, which would wrap it
+            error = exc
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    if not whole:
+        raise ShuttingDown("the proxy is stopping")
+
+
+async def _end(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
+    await stopped.wait()
+    scope.cancel()
 
 
 async def _batches(receive: Receive, bounds: FormBounds, most_bytes: int) -> AsyncGenerator[bytes]:

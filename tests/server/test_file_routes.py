@@ -23,7 +23,7 @@ from qwenproxy.errors import UnsupportedFile
 from qwenproxy.server.access import Gate
 from qwenproxy.server.patience import PatientAnswer
 from qwenproxy.server.relay import Bounds
-from tests.server.serving import Running, ScriptedGateway, running
+from tests.server.serving import Running, ScriptedGateway, heard, running
 
 pytestmark = pytest.mark.anyio
 
@@ -348,6 +348,27 @@ async def test_a_client_that_leaves_or_dawdles_in_the_middle_leaves_nothing() ->
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "invalid_request"
         assert not temporary()
+
+
+async def test_a_server_that_ends_says_so_to_who_still_sends() -> None:
+    async with place() as at:
+        more = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000"
+        async with await at.proxy.connect() as connection:
+            await connection.send(at.proxy.head("POST", UPLOAD, more) + FORM[:80] + b"x" * 400_000)
+            with anyio.fail_after(5):
+                while not temporary():
+                    await anyio.sleep(0.01)
+            at.proxy.admission.stopped.set()
+            answer = await heard(connection)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "shutting_down"
+        assert not temporary()
+
+
+async def test_nothing_at_all_is_no_upload() -> None:
+    async with place() as at:
+        got = await at.http.post(UPLOAD)
+        assert (got.status_code, got.json()["param"]) == (400, "file")
 
 
 async def test_a_web_page_of_elsewhere_sends_no_files() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from qwenproxy.clock import SystemClock
-from qwenproxy.errors import BadRequest, QwenProxyError, TooLarge, WrongMediaType
+from qwenproxy.errors import BadRequest, QwenProxyError, ShuttingDown, TooLarge, WrongMediaType
 from qwenproxy.file_store import FileStore
 from qwenproxy.server.body import BodyTooSlow, ClientGone
 from qwenproxy.server.forms import BATCH_BYTES, Form, FormBounds, read_form
@@ -245,6 +246,36 @@ async def test_a_client_that_stops_or_dawdles_leaves_nothing(store: FileStore, t
     with pytest.raises(BodyTooSlow):
         async with read_form(scope, dripping, FormBounds(1000, idle_s=5, total_s=0.1), store):
             pass
+
+
+async def test_a_server_that_ends_waits_for_no_form_and_nothing_stays(
+    store: FileStore, tmp_path: Path
+) -> None:
+    stopped = anyio.Event()
+
+    async def silent() -> Any:
+        if not pieces:
+            assert left(tmp_path)
+            stopped.set()
+            await anyio.sleep_forever()
+        return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+
+    pieces = [body_of(FILE + b"x" * BATCH_BYTES, end=b"")]
+    scope = {"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
+    with pytest.raises(ShuttingDown):
+        async with read_form(scope, silent, replace(BOUNDS, idle_s=60, stopped=stopped), store):
+            pass
+    assert not left(tmp_path)
+
+
+async def test_nothing_at_all_is_no_form(store: FileStore) -> None:
+    async def never() -> Any:
+        raise AssertionError("it was read")
+
+    with pytest.raises(BadRequest) as refused:
+        async with read_form({"type": "http", "headers": []}, never, BOUNDS, store):
+            pass
+    assert refused.value.param == "file"
 
 
 async def test_whoever_uses_the_form_and_fails_or_is_cancelled_leaves_nothing(
