@@ -106,3 +106,13 @@ async def test_chats_of_conversations_that_are_no_more_go(tmp_path: Path) -> Non
         (tmp_path / "history" / f"{chat_id}.json").unlink()
         await proxy.conversations.forget_unwanted()
     assert sorted(upstream.deleted) == ["chat-1", "chat-3"]
+
+
+async def test_chats_that_something_else_wants_stay(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        chat_id = (await proxy.ask("One")).started.conversation_id
+        (tmp_path / "history" / f"{chat_id}.json").unlink()
+        (chat,) = proxy.conversations._twins.held()
+        await proxy.conversations.forget_unwanted(lambda: frozenset([chat]))
+    assert upstream.deleted == []

@@ -33,9 +33,10 @@ WISHES: Final[Mapping[str, str]] = MappingProxyType(
 """What has no place of its own on the service, and the words that go before it in the prompt."""
 
 TaskState = Literal["running", "done", "failed"]
-TASK_STATUS: Final[Mapping[str, str]] = MappingProxyType(
-    {"running": "processing", "done": "success", "failed": "failed"}
+STATUS: Final[Mapping[str, str]] = MappingProxyType(
+    {"running": "running", "done": "success", "failed": "failed"}
 )
+"""In the service's own words, which the older proxies passed on."""
 
 PARAMETERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -95,8 +96,9 @@ def task_body(task_id: str, state: TaskState, created: int, video: Json | None =
 
     `video` is there once it is done, `why` when it failed.
     """
-    said: Json = {"id": task_id, "task_id": task_id, "status": state, "created": created}
-    said |= {"success": state != "failed", "task_status": TASK_STATUS[state]}
+    status = STATUS[state]
+    said: Json = {"id": task_id, "task_id": task_id, "status": status, "created": created}
+    said |= {"success": state != "failed", "task_status": status}
     if video is not None:
         said |= {"data": [video], "content": video["video_url"]}
     if state == "failed":

@@ -154,11 +154,11 @@ def test_a_task_is_told_in_each_state() -> None:
         "status": "running",
         "created": 5,
         "success": True,
-        "task_status": "processing",
+        "task_status": "running",
     }
     video = video_of("video_1", "http://x/v", "", 0, 0, 0)
     done = task_body("video_1", "done", 5, video)
-    assert (done["status"], done["data"], done["content"]) == ("done", [video], "http://x/v")
+    assert (done["status"], done["data"], done["content"]) == ("success", [video], "http://x/v")
     failed = task_body("video_1", "failed", 5, why="no luck")
     assert failed["error"] == {"message": "no luck", "code": "generation_failed"}
     assert failed["success"] is False

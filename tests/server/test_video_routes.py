@@ -117,13 +117,13 @@ async def test_who_leaves_ends_the_wait() -> None:
         await proxy.empty()
 
 
-@pytest.mark.parametrize(("task", "status"), [(RUNNING, "running"), (DONE, "done"), (FAILED, "failed")])
+@pytest.mark.parametrize(("task", "status"), [(RUNNING, "running"), (DONE, "success"), (FAILED, "failed")])
 async def test_what_has_become_of_it(task: VideoTask, status: str) -> None:
     async with given(ScriptedVideos(task=task)) as (proxy, client):
         for prefix in ("/v1", "/api"):
             answer = await client.get(f"{prefix}/tasks/status/video_1")
             assert (answer.status_code, answer.json()["status"]) == (200, status)
-    if status == "done":
+    if status == "success":
         assert answer.json()["content"] == f"{proxy.url}/api/media/{'ab' * 16}"
     if status == "failed":
         assert answer.json()["error"]["message"] == FAILED.why
@@ -133,7 +133,7 @@ async def test_a_status_can_be_waited_for() -> None:
     videos = ScriptedVideos(ends_as=DONE)
     async with given(videos) as (_, client):
         answer = await client.get("/api/tasks/status/video_1?wait=60")
-        assert answer.json()["status"] == "done"
+        assert answer.json()["status"] == "success"
         assert videos.waits_s == [60]
         for wait in ("soon", "-1", "3601", "99999999", "²"):
             refused = await client.get("/api/tasks/status/video_1", params={"wait": wait})
@@ -143,7 +143,7 @@ async def test_a_status_can_be_waited_for() -> None:
 async def test_an_ended_task_is_not_waited_for() -> None:
     videos = ScriptedVideos(task=DONE)
     async with given(videos) as (_, client):
-        assert (await client.get("/api/tasks/status/video_1?wait=60")).json()["status"] == "done"
+        assert (await client.get("/api/tasks/status/video_1?wait=60")).json()["status"] == "success"
     assert videos.waits_s == []
 
 
