@@ -178,9 +178,7 @@ class FileStore:
         """
         with self._lock:
             file = self.get(file_id, caller)
-            store.remove(self._record(file.id))
-            del self._known()[file.id]
-            self._let_go(file.sha256)
+            self._remove(file)
             return file
 
     def sweep(self, days: int) -> int:
@@ -195,15 +193,23 @@ class FileStore:
             for left in _entries(self._folder / "incoming"):
                 if left not in self._coming:
                     store.remove(self._folder / "incoming" / left)
-            oldest_s = self._clock.now().timestamp() - days * DAY_S
-            unused = [file for file in self._known().values() if days and self._is_unused(file, oldest_s)]
-            for file in unused:
-                store.remove(self._record(file.id))
-                del self._known()[file.id]
+            files = list(self._known().values()) if days else []
             had = {file.sha256 for file in self._known().values()}
-            for sha256 in {*_entries(self._folder / "content")} - had:
+            lost = {*_entries(self._folder / "content")} - had
+        # One by one, for others wait for the lock.
+        oldest_s = self._clock.now().timestamp() - days * DAY_S
+        gone = sum(self._remove_unused(file, oldest_s) for file in files)
+        for sha256 in lost:
+            with self._lock:
                 self._let_go(sha256)
-            return len(unused)
+        return gone
+
+    def _remove_unused(self, file: StoredFile, since_s: float) -> bool:
+        with self._lock:
+            unused = file.id in self._known() and self._is_unused(file, since_s)
+            if unused:
+                self._remove(file)
+            return unused
 
     # ---- under the lock ----
 
@@ -250,6 +256,12 @@ class FileStore:
             raise
         files[file.id] = file
         self.touch(file)
+
+    def _remove(self, file: StoredFile) -> None:
+        """Raises: StoreError."""
+        store.remove(self._record(file.id))
+        del self._known()[file.id]
+        self._let_go(file.sha256)
 
     def _let_go(self, sha256: str) -> None:
         """Deletes the content if no record has it. Raises: StoreError."""
