@@ -66,7 +66,8 @@ class Attachments:
         ):
             found.marks.append(Switch("invalid_input", {}))
         else:
-            found.files.append(await run_sync(_read, stored, kind))
+            name = str(file.get("name") or stored.ticket.name)
+            found.files.append(await run_sync(_read, stored, kind, name))
 
     def _good(self, stored: Stored, kind: str, query: str) -> bool:
         """Whether the address is still good, and a document is read."""
@@ -80,8 +81,8 @@ def pasted(files: Iterable[Attached]) -> str | None:
     return next((file.text for file in files if file.name.startswith(PASTED)), None)
 
 
-def _read(stored: Stored, kind: str) -> Attached:
-    attached = Attached(kind, stored.ticket.name, stored.sha256(), stored.size)
+def _read(stored: Stored, kind: str, name: str) -> Attached:
+    attached = Attached(kind, name, stored.sha256(), stored.size)
     if kind != "document" or stored.size > READ_BYTES:
         return attached
     try:
