@@ -21,6 +21,8 @@ PEOPLE = ("one@example.com", "two@example.com", "three@example.com", "four@examp
 PNG = base64.b64decode(
     b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+QUICKLY = '{{standin: say text="Seen"}} '
+"""Answered at once: nobody waits for words here."""
 NOTES = b"# Notes\n\nRemember the milk.\n"
 Json = dict[str, Any]
 
@@ -60,7 +62,7 @@ def question(text: str, number: int) -> list[Json]:
     picture, notes = PNG + bytes([number]), NOTES + bytes([48 + number])
     file = {"filename": "notes.md", "file_data": data_url("text/markdown", notes)}
     return [
-        {"type": "text", "text": text},
+        {"type": "text", "text": QUICKLY + text},
         {"type": "image_url", "image_url": {"url": data_url("image/png", picture)}},
         {"type": "file", "file": file},
     ]
@@ -86,16 +88,17 @@ def test_a_kept_chat_goes_on_with_its_files_on_another_account(proxy: Proxy, sit
     chat = first["chatId"]
     (begun,) = site.turns()
     assert known(begun) == hashes(1)
-    post(proxy, "/api/chat", {"message": "And now?", "chatId": chat})
+    post(proxy, "/api/chat", {"message": QUICKLY + "And now?", "chatId": chat})
     assert known(site.turns()[-1]) == []
     site.fault("rate_limited", on="completions", account=begun["account"])
-    moved = post(proxy, "/api/chat", {"message": "And there?", "chatId": chat})
+    moved = post(proxy, "/api/chat", {"message": QUICKLY + "And there?", "chatId": chat})
     *_, last = site.turns()
     assert last["account"] != begun["account"]
     assert moved["rebuilt"] == "account_waiting"
     assert known(last) == hashes(1)
     told = seen(site.turns(), answering(site.turns(), last["said"]))
-    assert [text for role, text in told if role == "user"] == ["Look at these", "And now?", "And there?"]
+    asked = [text.removeprefix(QUICKLY) for role, text in told if role == "user"]
+    assert asked == ["Look at these", "And now?", "And there?"]
     assert "user, attached: " in last["content"]
     assert any("Remember the milk" in text for text in last["documents"])
     assert copies(site, 1) == {begun["account"]: 2, last["account"]: 2}
@@ -108,7 +111,7 @@ def test_a_chat_that_is_moved_takes_its_files_along(proxy: Proxy, site: Standin)
     usable = [row["id"] for row in rows if row["status"] == "OK"]
     other = next(each for each in usable if PEOPLE[int(each[-1]) - 1] != begun["account"])
     post(proxy, f"/api/chats/{first['chatId']}/move", {"account": other})
-    moved = post(proxy, "/api/chat", {"message": "Go on", "chatId": first["chatId"]})
+    moved = post(proxy, "/api/chat", {"message": QUICKLY + "Go on", "chatId": first["chatId"]})
     last = site.turns()[-1]
     assert (moved["rebuilt"], last["account"]) == ("moved", PEOPLE[int(other[-1]) - 1])
     assert known(last) == hashes(2)
@@ -122,7 +125,7 @@ def test_a_completion_that_is_continued_elsewhere_has_its_files(proxy: Proxy, si
     site.fault("rate_limited", on="completions", account=begun["account"])
     body = {
         "model": "qwen",
-        "messages": [{"role": "user", "content": "Again"}],
+        "messages": [{"role": "user", "content": QUICKLY + "Again"}],
         "conversation_id": first["id"],
     }
     post(proxy, "/v1/chat/completions", body)
@@ -152,7 +155,7 @@ def test_a_file_that_the_account_lost_is_brought_again(proxy: Proxy, site: Stand
 
 
 def test_a_prompt_too_long_for_a_message_is_seen_whole(proxy: Proxy, site: Standin) -> None:
-    text = "жизнь " * 20_000
+    text = QUICKLY + "жизнь " * 20_000
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": text},
