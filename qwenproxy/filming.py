@@ -204,9 +204,7 @@ class Videos:
         frames: Sequence[Attachment],
         caller: Caller,
     ) -> AsyncGenerator[VideoTask]:
-        hosted = await self._hosting.hosted(account_id, frames)
-        if any(isinstance(frame, HostedFile) and frame.kind != "image" for frame in hosted):
-            raise UnsupportedFile("a video can only begin with a picture", param="image_url")
+        hosted = await self._hosted(account_id, frames)
         chat = await self._janitor.fresh(account_id, lambda: self._service.new_chat(account_id, model))
         # Held, for deleting the chat might end the video.
         self._janitor.hold(chat)
@@ -219,22 +217,23 @@ class Videos:
                     # It was thought to be there: it is brought there again, once.
                     if not await self._hosting.forget(account_id, frames):
                         raise
-                    hosted = await self._hosting.hosted(account_id, frames)
+                    hosted = await self._hosted(account_id, frames)
                     upstream_id = await self._submitted(chat, model, filming, hosted)
-                task = VideoTask(
-                    f"video_{secrets.token_hex(12)}",
-                    caller.mark,
-                    int(self._clock.now().timestamp()),
-                    account_id=account_id,
-                    chat_id=chat.id,
-                    upstream_id=upstream_id,
-                    frame=frames[0].url if frames else "",
-                )
+                task = self._new(chat, upstream_id, frames, caller)
                 await self._keep(self._watch(task), task)
         except BaseException:
             self._janitor.done(chat)
             raise
         yield task
+
+    async def _hosted(
+        self, account_id: str, frames: Sequence[Attachment]
+    ) -> tuple[HostedFile | Attachment, ...]:
+        """Raises: UnsupportedFile."""
+        hosted = await self._hosting.hosted(account_id, frames)
+        if any(isinstance(frame, HostedFile) and frame.kind != "image" for frame in hosted):
+            raise UnsupportedFile("a video can only begin with a picture", param="image_url")
+        return hosted
 
     async def _submitted(
         self,
@@ -245,6 +244,19 @@ class Videos:
     ) -> str:
         return await self._service.submit(
             chat.account_id, chat.id, model, filming.prompt, filming.size, hosted
+        )
+
+    def _new(
+        self, chat: UpstreamChat, upstream_id: str, frames: Sequence[Attachment], caller: Caller
+    ) -> VideoTask:
+        return VideoTask(
+            f"video_{secrets.token_hex(12)}",
+            caller.mark,
+            int(self._clock.now().timestamp()),
+            account_id=chat.account_id,
+            chat_id=chat.id,
+            upstream_id=upstream_id,
+            frame=frames[0].url if frames else "",
         )
 
     def _watch(self, task: VideoTask) -> _Watch:

@@ -24,7 +24,7 @@ from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.body import BodyTooSlow, ClientGone
 from qwenproxy.server.patience import SILENCE_S, PatientAnswer
-from qwenproxy.server.relay import Bounds, read_object
+from qwenproxy.server.relay import Bounds, base_url, read_object
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.video_tasks import VideoTask
 
@@ -124,7 +124,7 @@ def _body(task: VideoTask, request: Request) -> Json:
 
 def _video(task: VideoTask, request: Request) -> Json:
     """Addresses of ours begin as the client reaches us."""
-    base = str(request.base_url).rstrip("/")
+    base = base_url(request.scope)
     cover = base + task.cover if task.cover.startswith("/") else task.cover
     url = base + media_address(task.media_id)
     return video_of(task.id, url, cover, task.seconds, task.width, task.height)

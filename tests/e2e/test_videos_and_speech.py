@@ -175,5 +175,10 @@ def test_a_video_survives_a_restart_of_the_proxy(tmp_path: Path) -> None:
             (chat,) = standin.chats()
         with running_proxy_of(tmp_path, standin, storage_endpoint=standin.site) as proxy:
             again = Serving(tmp_path, standin, proxy)
-            assert again.get(f"/api/tasks/status/{task['task_id']}").json()["status"] == "running"
+            path = f"/api/tasks/status/{task['task_id']}"
+            assert again.get(path).json()["status"] == "running"
             assert standin.chats() == [chat]
+            standin.fault("video_failed", on="task", error="No luck.")
+            until(lambda: again.get(path).json()["status"] == "failed")
+            assert again.get(path).json()["error"]["message"].endswith("No luck.")
+            until(lambda: not standin.chats())
