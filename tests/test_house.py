@@ -40,8 +40,8 @@ LAYERS = (
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "qwen.object_storage file_rules copies intake accounts.pool exports server.guard server.patience",
-    "qwen.file_uploads words server.forms server.access library kept_chats",
+    "qwen.object_storage file_rules copies intake accounts.pool exports server.guard server.attended",
+    "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
     "hosting errands conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page speaking filming studio",
     "browser.account_context",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -22,6 +23,8 @@ from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import Admission
+from qwenproxy.server.attended import attended
+from qwenproxy.server.body import ClientGone
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.relay import Bounds
 from qwenproxy.server.responses import error_response
@@ -69,42 +72,37 @@ class _Given(Response):
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = False
         try:
             with self._admission.enter():
                 async with self._media.open(self._media_id, self._part) as opened:
-                    whole = await self._passed_on(opened, scope, receive, send)
-        except QwenProxyError as exc:
-            await error_response(exc, envelope(exc))(scope, receive, send)
+                    write = partial(self._write, opened, scope["method"] == "HEAD", send)
+                    whole = await attended(write, receive, self._admission.stopped)
+        except ClientGone:
             return
+        except QwenProxyError as exc:
+            if not self._begun:
+                await error_response(exc, envelope(exc))(scope, receive, send)
+                return
+            log.info("a picture or video broke off: %s", exc)
         connection = scope.get("extensions", {}).get(EXTENSION)
         if not whole and connection is not None:
             connection["abort"]()
 
-    async def _passed_on(self, opened: Opened, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether all of it was; not where the client left or stopped reading, or the server stops."""
-        whole = False
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
-            tasks.start_soon(_until_stopped, self._admission.stopped, tasks.cancel_scope)
-            try:
-                await self._write(opened, scope["method"] == "HEAD", send)
-                whole = True
-            except QwenProxyError as exc:
-                log.info("a picture or video broke off: %s", exc)
-            except TimeoutError:
-                log.info("a client stopped reading its picture or video")
-            tasks.cancel_scope.cancel()
-        return whole
-
-    async def _write(self, opened: Opened, head: bool, send: Send) -> None:
+    async def _write(self, opened: Opened, head: bool, send: Send) -> bool:
+        """Whether the client read all of it. Raises: Unreachable, UpstreamError."""
         headers = [(name.lower().encode(), value.encode()) for name, value in _headers(opened).items()]
+        self._begun = True
         await send({"type": "http.response.start", "status": opened.status, "headers": headers})
         if not head:
             async with aclosing(opened.pieces) as pieces:
                 async for piece in pieces:
-                    with anyio.fail_after(self._stall_s):
+                    with anyio.move_on_after(self._stall_s) as writing:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    if writing.cancelled_caught:
+                        return False
         await send({"type": "http.response.body", "body": b""})
+        return True
 
 
 def _headers(opened: Opened) -> dict[str, str]:
@@ -115,14 +113,3 @@ def _headers(opened: Opened) -> dict[str, str]:
     if opened.content_range:
         headers["Content-Range"] = opened.content_range
     return headers
-
-
-async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _until_stopped(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
-    await stopped.wait()
-    scope.cancel()

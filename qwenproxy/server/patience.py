@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qwenproxy.errors import QwenProxyError, ShuttingDown
+from qwenproxy.errors import QwenProxyError
 from qwenproxy.server.admission import INTERNAL, Admission
+from qwenproxy.server.attended import attended
+from qwenproxy.server.body import ClientGone
 
 log = logging.getLogger(__name__)
 
@@ -94,46 +97,13 @@ class PatientAnswer(Response):
         padded = PaddedJson(scope, receive, send)
         try:
             with self._admission.enter():
-                answer = await self._awaited(padded, receive)
+                keep_up = partial(padded.keep_up, self._silence_s, self._heartbeat_s)
+                answer = await attended(self._work, receive, self._admission.stopped, keep_up)
+        except ClientGone:
+            return
         except QwenProxyError as exc:
             answer = self._failed(exc)
         except Exception:
             log.exception("a long request broke")
             answer = self._failed(QwenProxyError(INTERNAL))
-        if answer is not None:
-            await padded.end(answer)
-
-    async def _awaited(self, padded: PaddedJson, receive: Receive) -> Response | None:
-        """What came of the work; None when the client left before. Raises what the work raises."""
-        answer: Response | None = None
-        error: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            scope = tasks.cancel_scope
-            tasks.start_soon(_leave, receive, scope)
-            tasks.start_soon(padded.keep_up, self._silence_s, self._heartbeat_s)
-            stopping = anyio.Event()
-            tasks.start_soon(_stop, self._admission.stopped, stopping, scope)
-            try:
-                answer = await self._work()
-            except Exception as exc:  # noqa: BLE001 - raised below, outside the group, which would wrap it
-                error = exc
-            scope.cancel()
-        if error is not None:
-            raise error
-        if answer is None and stopping.is_set():
-            raise ShuttingDown("the proxy is stopping")
-        return answer
-
-
-async def _leave(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Ends the wait when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _stop(stopped: anyio.Event, stopping: anyio.Event, scope: anyio.CancelScope) -> None:
-    """Ends the wait when the server stops and the time of running answers is over."""
-    await stopped.wait()
-    stopping.set()
-    scope.cancel()
+        await padded.end(answer)

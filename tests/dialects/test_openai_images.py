@@ -224,7 +224,8 @@ def test_what_cannot_be_used_is_refused_by_name(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["mask", "markup"])
 def test_what_would_change_the_picture_is_refused(name: str) -> None:
-    assert refused(**{name: "file-1"}) == ("unsupported_parameter", name)
+    given: dict[str, Any] = {name: "file-1"}
+    assert refused(**given) == ("unsupported_parameter", name)
 
 
 @pytest.mark.parametrize(
