@@ -184,6 +184,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
             tasks.start_soon(videos.follow)
             tasks.start_soon(_Follower(gateway, hosting, registry, transport, janitor, clock).run)
             tasks.start_soon(guests.keep_few)
+            tasks.start_soon(hosting.clear_left_over)
             tasks.start_soon(_tidy, files, settings.keep_files_days)
             checkup = Checkup(pool, registry, client.who, clock)
             shown = Showing(conversations, shelf)

@@ -30,6 +30,7 @@ from qwenproxy.errors import (
     LimitReached,
     NeedsHuman,
     QwenProxyError,
+    StoreError,
     TokenRejected,
     UnknownFile,
 )
@@ -148,6 +149,16 @@ class Hosting:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._let_go(file)
+
+    async def clear_left_over(self) -> None:
+        """Removes the documents of prompts that a killed proxy left."""
+        async with self._writing:
+            try:
+                for file in await run_sync(self._store.rows, PROMPTS):
+                    if not self._prompts[file.id]:
+                        await run_sync(self._drop, file)
+            except StoreError as exc:
+                log.warning("what an earlier run left cannot be removed: %s", exc)
 
     # ---- what any account can do ----
 

@@ -147,9 +147,10 @@ class Words:
         if any(not self._is_there(each) for each in last.attachments):
             raise UnknownFile("an attached file is no longer to be had", param="messages")
         messages = [self._named(message) for message in (*before, last)]
-        attached = tuple(each for message in messages for each in message.attachments if each.url)
-        for message in messages:
-            check_number(len(message.attachments), self._most)
+        check_number(len(last.attachments), self._most)
+        # Once each: the marks say which turn had which.
+        every = {each.url: each for message in messages for each in message.attachments if each.url}
+        attached = tuple(every.values())
         kinds = self._kinds(attached)
         drawing = self._request.drawing
         turn = Turn(

@@ -26,7 +26,7 @@ from qwenproxy.errors import (
     UploadFailed,
 )
 from qwenproxy.file_store import FileStore, StoredFile
-from qwenproxy.hosting import Hosting
+from qwenproxy.hosting import PROMPTS, Hosting
 from qwenproxy.qwen.files import HostedFile
 from tests.scripted_uploads import ScriptedUploads
 
@@ -185,6 +185,27 @@ async def test_a_prompt_is_a_document_as_long_as_somebody_needs_it(house: House)
 async def test_a_prompt_of_a_key_is_no_other_keys_file(house: House) -> None:
     async with house.hosting.document("Secret"):
         assert house.store.rows(Caller("k1", "one")) == ()
+
+
+async def test_what_a_killed_proxy_left_of_prompts_goes(house: House) -> None:
+    kept = house.bring(b"mine")
+    left = house.bring(b"an old prompt", "Pasted_Text_1.txt", PROMPTS)
+    async with house.hosting.document("A new prompt") as document:
+        await house.hosting.clear_left_over()
+        ids = {file.id for file in house.documents()}
+        assert (kept.id in ids, left.id in ids, document.name in {f.name for f in house.documents()}) == (
+            True,
+            False,
+            True,
+        )
+
+
+async def test_who_cannot_clear_up_serves_all_the_same(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    (house.folder / "files").write_text("no folder")
+    await house.hosting.clear_left_over()
+    assert "cannot be removed" in caplog.text
 
 
 async def test_a_prompt_may_be_too_long_for_a_document(house: House) -> None:
