@@ -182,3 +182,23 @@ def test_a_video_survives_a_restart_of_the_proxy(tmp_path: Path) -> None:
             until(lambda: again.get(path).json()["status"] == "failed")
             assert again.get(path).json()["error"]["message"].endswith("No luck.")
             until(lambda: not standin.chats())
+            _limits_of_videos_and_of_speech_leave_words_alone(again)
+
+
+def test_every_format_of_a_text_in_many_scripts(serving: Serving) -> None:
+    text = "Grüße, 世界! **नमस्ते** — `x = 1`\n\n- Привет 🙂"
+    for form in ("mp3", "opus", "aac", "flac", "wav"):
+        answer = serving.post("/v1/audio/speech", input=text, voice="Ethan", response_format=form)
+        assert answer.status_code == 200, answer.text
+        assert heard(answer.content) == pytest.approx(PITCHES["Ethan"], rel=0.1)
+
+
+def _limits_of_videos_and_of_speech_leave_words_alone(serving: Serving) -> None:
+    serving.standin.fault("credits_exhausted", on="completions")
+    refused = [serving.post("/v1/videos/generations", prompt="A lake", wait=False)]
+    serving.standin.fault("tts_limited", on="tts")
+    refused.append(serving.post("/v1/audio/speech", input="Hello there"))
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "all_accounts_waiting")
+    words = serving.post("/v1/chat/completions", messages=[{"role": "user", "content": "Hello"}])
+    assert words.status_code == 200
