@@ -270,6 +270,8 @@ class Gateway:
             return turn
         try:
             return replace(turn, attachments=await self._hosting.hosted(account_id, turn.attachments))
+        except UploadFailed:
+            raise
         except UpstreamError as exc:
             if _passing(exc) or isinstance(exc, Unreachable):
                 raise UploadFailed(f"a file could not be uploaded: {exc}") from exc

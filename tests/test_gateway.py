@@ -781,6 +781,9 @@ async def test_a_failed_upload_is_tried_again_here_and_then_elsewhere(tmp_path: 
         uploads.ends = [UnsupportedFile("unreadable")]
         with pytest.raises(UnsupportedFile):
             await text(gate, ChatRequest("qwen", (attached(others),)))
+        uploads.ends = [UploadFailed("no")] * 3
+        with pytest.raises(UploadFailed, match=r"^no$"):
+            await text(gate, ChatRequest("qwen", (attached(others),)))
     assert list(uploads.has) == ["a1"]
     assert upstream.made == 1
 
