@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import anyio
 import httpx
 import pytest
 
+from qwenproxy.addresses import file_address
 from qwenproxy.api_keys import KeyRing
-from qwenproxy.chat import Text
+from qwenproxy.chat import ChatRequest, Media, Text
 from qwenproxy.errors import NoAccount
 from qwenproxy.server.access import Gate
 from qwenproxy.server.app import DIALECTS, PortTaken, bind, create_app, serve
@@ -27,7 +28,9 @@ from tests.server.serving import (
     START,
     Running,
     ScriptedGateway,
+    Step,
     heard,
+    hello,
     running,
     settings_for,
 )
@@ -41,17 +44,26 @@ def client_of(proxy: Running) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=proxy.url, timeout=15, trust_env=False)
 
 
+DRAWING = {"prompt": "a cat", "images": [file_address("file-" + "0" * 24)]}
+
+
+def drawn_or_told(request: ChatRequest) -> Sequence[Step]:
+    drawn: list[Step] = [START, Media("http://127.0.0.1/api/media/x"), END]
+    return drawn if request.drawing is not None else hello(request)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("prefix", "asked"),
     [("/v1", "/v1"), ("/api", "/api"), ("/api", "/api/v1"), ("/api", "/api/v2"), ("/api", "/api//v1")],
 )
 async def test_every_route_under_every_prefix_with_or_without_a_slash(prefix: str, asked: str) -> None:
-    async with running(ScriptedGateway()) as proxy, client_of(proxy) as client:
+    async with running(ScriptedGateway(drawn_or_told)) as proxy, client_of(proxy) as client:
         for slash in ("", "/"):
             for dialect in (dialect for prefixes, dialect in DIALECTS if prefix in prefixes):
                 for path in dialect.paths:
-                    answer = await client.post(asked + path.format(chat_id="x") + slash, json=HELLO)
+                    body = DRAWING if path.startswith("/images/") else HELLO
+                    answer = await client.post(asked + path.format(chat_id="x") + slash, json=body)
                     assert answer.status_code == 200, path
             assert (await client.get(f"{asked}/models{slash}")).status_code == 200
 
