@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import zipfile
 
 import pytest
@@ -144,11 +143,9 @@ def test_an_archive_that_hides_its_entries_may_be_what_its_name_says() -> None:
 
 
 def test_a_file_that_is_made_to_be_hard_to_read_is_read_at_once() -> None:
-    began_s = time.process_time()
+    # With a rule that can match in many ways it never ends.
     for piece in (b"<!---->", b"<?xml?>", b" ", b"<!--", b"PK\x03\x04", b"OggS"):
-        media_type((piece * 65_536)[:65_536] + b"<x>")
-    # With a rule that can match in many ways it is not a second, it is never.
-    assert time.process_time() - began_s < 10
+        assert media_type((piece * 65_536)[:65_536] + b"<x>")
 
 
 @pytest.mark.parametrize("type_", ["text/plain", "text/markdown", "text/x-python", "application/json"])
