@@ -34,6 +34,8 @@ class InFlight:
     pieces: int = 0
     place: int = 0
     """In the queue, 1 is the next; 0 when it does not wait."""
+    step: str = ""
+    """What is done with its files before it is asked; "" when nothing is."""
 
 
 @dataclass(frozen=True, slots=True)

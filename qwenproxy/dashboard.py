@@ -47,6 +47,8 @@ class Line:
     """None before its first piece."""
     place: int = 0
     """In the queue; 0 when it is not there."""
+    step: str = ""
+    """What is done with its files just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def _progress(request: Line) -> Text:
     if request.place:
         return Text(f"queued, place {request.place}", "yellow")
     if request.per_s is None:
-        return Text(FIRST_WORD, "dim")
+        return Text(request.step or FIRST_WORD, "dim")
     return Text(f"{request.per_s:.0f} pieces/s", "green")
 
 

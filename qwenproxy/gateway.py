@@ -177,7 +177,7 @@ class Gateway:
                     tried, model=model, request=inside, only=only, prefer=prefer
                 ) as account_id:
                     inside.account_id = account_id
-                    async with aclosing(self._on_account(account_id, words, documents, attempts)) as deltas:
+                    async with aclosing(self._on_account(inside, words, documents, attempts)) as deltas:
                         async for delta in deltas:
                             self._note(inside)
                             yield delta
@@ -228,8 +228,9 @@ class Gateway:
         return NeedsHuman(f"{message}; {HEADLESS_HINT}")
 
     async def _on_account(
-        self, account_id: str, words: Words, documents: AsyncExitStack, attempts: _Attempts
+        self, inside: InFlight, words: Words, documents: AsyncExitStack, attempts: _Attempts
     ) -> AsyncGenerator[Delta]:
+        account_id = inside.account_id
         if words.twin is not None and words.twin.account_id != account_id:
             why = self._pool.why_away(words.twin.account_id, words.limited_as) or RETRIED
             await self._leave(words, documents, why)
@@ -238,7 +239,7 @@ class Gateway:
         try:
             while True:
                 try:
-                    turn = await self._hosted(account_id, words)
+                    turn = await self._hosted(inside, words)
                     if chat is None:
                         chat = await self._fresh(account_id, turn)
                     async with aclosing(self._said(account_id, chat, turn)) as deltas:
@@ -259,7 +260,7 @@ class Gateway:
             if chat is not None and not (given and words.stays):
                 self._let_go(chat, words)
 
-    async def _hosted(self, account_id: str, words: Words) -> Turn:
+    async def _hosted(self, inside: InFlight, words: Words) -> Turn:
         """What is to be said, with its files as the account has them.
 
         Raises:
@@ -268,14 +269,21 @@ class Gateway:
         turn = words.turn
         if not turn.attachments:
             return turn
+
+        def show(step: str) -> None:
+            inside.step = step
+
         try:
-            return replace(turn, attachments=await self._hosting.hosted(account_id, turn.attachments))
+            files = await self._hosting.hosted(inside.account_id, turn.attachments, show)
+            return replace(turn, attachments=files)
         except UploadFailed:
             raise
         except UpstreamError as exc:
             if _passing(exc) or isinstance(exc, Unreachable):
                 raise UploadFailed(f"a file could not be uploaded: {exc}") from exc
             raise
+        finally:
+            show("")
 
     async def _fresh(self, account_id: str, turn: Turn) -> UpstreamChat:
         return await self._janitor.fresh(

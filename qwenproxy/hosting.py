@@ -36,7 +36,7 @@ from qwenproxy.errors import (
 )
 from qwenproxy.file_rules import MIB, MOST_MIB
 from qwenproxy.file_store import MESSAGE, FileStore, StoredFile
-from qwenproxy.qwen.files import HostedFile
+from qwenproxy.qwen.files import HostedFile, OnProgress, unseen
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,14 @@ class Uploads(Protocol):
     async def ticket(self, account_id: str, name: str, size: int, kind: str) -> dict[str, Any]: ...
 
     async def upload(
-        self, account_id: str, path: Path, name: str, media_type: str, kind: FileKind, size: int
+        self,
+        account_id: str,
+        path: Path,
+        name: str,
+        media_type: str,
+        kind: FileKind,
+        size: int,
+        on_progress: OnProgress = ...,
     ) -> HostedFile: ...
 
     async def fresh(self, account_id: str, hosted: HostedFile) -> HostedFile: ...
@@ -87,7 +94,10 @@ class Hosting:
         return await run_sync(self._found, sorted(urls)) if urls else {}
 
     async def hosted(
-        self, account_id: str, attachments: Sequence[HostedFile | Attachment]
+        self,
+        account_id: str,
+        attachments: Sequence[HostedFile | Attachment],
+        on_progress: OnProgress = unseen,
     ) -> tuple[HostedFile | Attachment, ...]:
         """What is attached, as this account has it; what it does not have yet is uploaded, all at once.
 
@@ -101,7 +111,7 @@ class Hosting:
         async def host(place: int, attachment: Attachment, file_id: str) -> None:
             try:
                 file = await run_sync(self._store.find, file_id)
-                found[place] = await self._copy(account_id, file, attachment.name)
+                found[place] = await self._copy(account_id, file, attachment.name, on_progress)
             except QwenProxyError as exc:
                 failures.append(exc)
                 tasks.cancel_scope.cancel()
@@ -189,7 +199,9 @@ class Hosting:
 
     # ---- one copy ----
 
-    async def _copy(self, account_id: str, file: StoredFile, name: str = "") -> HostedFile:
+    async def _copy(
+        self, account_id: str, file: StoredFile, name: str = "", on_progress: OnProgress = unseen
+    ) -> HostedFile:
         turn = self._turns.setdefault((account_id, file.sha256), _Turn())
         async with turn.lock:
             known = await run_sync(self._copies.get, file.sha256, account_id)
@@ -198,7 +210,7 @@ class Hosting:
             else:
                 path = await run_sync(self._store.path, file)
                 hosted = await self._uploads.upload(
-                    account_id, path, file.name, file.type, file.kind, file.size
+                    account_id, path, file.name, file.type, file.kind, file.size, on_progress
                 )
                 log.info("a file of %d bytes was uploaded to account %s", file.size, account_id)
             if hosted != known:

@@ -235,6 +235,7 @@ class View:
                 age_s=now_s - request.began_s,
                 per_s=speeds[request.number],
                 place=request.place,
+                step=request.step,
             )
             for request in requests
         )

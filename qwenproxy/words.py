@@ -28,7 +28,7 @@ from qwenproxy.errors import GenerationFailed, UnknownFile
 from qwenproxy.file_rules import check_drawing, check_kinds, check_number, check_size
 from qwenproxy.file_store import StoredFile
 from qwenproxy.qwen.client import Turn
-from qwenproxy.qwen.files import HostedFile
+from qwenproxy.qwen.files import HostedFile, OnProgress
 from qwenproxy.qwen.models import Model, resolve
 from qwenproxy.qwen.payload import fold, pointer
 from qwenproxy.settings import Settings
@@ -56,7 +56,7 @@ class Hosting(Protocol):
     async def files(self, messages: Sequence[Message]) -> Mapping[str, StoredFile]: ...
 
     async def hosted(
-        self, account_id: str, attachments: Sequence[HostedFile | Attachment]
+        self, account_id: str, attachments: Sequence[HostedFile | Attachment], on_progress: OnProgress = ...
     ) -> tuple[HostedFile | Attachment, ...]: ...
 
     async def holder(self, attachments: Sequence[HostedFile | Attachment]) -> str: ...

@@ -10,7 +10,7 @@ import anyio
 
 from qwenproxy.chat import FileKind
 from qwenproxy.errors import QwenProxyError
-from qwenproxy.qwen.files import HostedFile
+from qwenproxy.qwen.files import HostedFile, OnProgress, unseen
 
 
 @dataclass
@@ -34,8 +34,16 @@ class ScriptedUploads:
         return {"account": account_id, "name": name, "size": size, "kind": kind}
 
     async def upload(
-        self, account_id: str, path: Path, name: str, media_type: str, kind: FileKind, size: int
+        self,
+        account_id: str,
+        path: Path,
+        name: str,
+        media_type: str,
+        kind: FileKind,
+        size: int,
+        on_progress: OnProgress = unseen,
     ) -> HostedFile:
+        on_progress("uploading a file")
         self.begun += 1
         await self.go_on.wait()
         if self.ends:

@@ -71,6 +71,10 @@ def test_all_that_goes_on_is_told() -> None:
         "pieces/s",
     ]
     assert FIRST_WORD in line_of("13  qwen", lines)
+    reading = replace(
+        BUSY, requests=(Line(13, "qwen3-max", "anna@example.com", 3, step="a document is read"),)
+    )
+    assert "a document is read" in line_of("13  qwen", shown(reading))
     assert "queued, place 1" in line_of("14  qwen", lines)
     assert "work: the service was silent" in line_of("upstream_timeout", lines)
     assert lines[-2].strip() == "work is paused"

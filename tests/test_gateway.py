@@ -70,6 +70,7 @@ from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import BUILT_IN, Model
 from qwenproxy.settings import Settings
 from tests.scripted_uploads import ScriptedUploads
+from tests.serve import until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -748,6 +749,23 @@ async def test_what_is_attached_is_brought_to_the_account_that_answers_once(tmp_
             (account, "notes.txt"),
             (account, "cat.png"),
         ]
+
+
+async def test_what_is_done_with_files_is_seen_while_it_is_done(tmp_path: Path) -> None:
+    upstream, uploads = ScriptedUpstream(), ScriptedUploads()
+    request = ChatRequest("qwen", (attached(stored(tmp_path, b"notes")),))
+
+    async def ask(gate: Gateway) -> None:
+        async with aclosing(gate.stream(request)) as deltas:
+            async for _ in deltas:
+                assert [each.step for each in gate.activity.in_flight()] == [""]
+
+    uploads.go_on = anyio.Event()
+    async with gateway(tmp_path, upstream, uploads=uploads) as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, gate)
+        await until_async(lambda: uploads.begun)
+        assert [each.step for each in gate.activity.in_flight()] == ["uploading a file"]
+        uploads.go_on.set()
 
 
 async def test_a_file_that_the_account_lost_is_uploaded_again_once(tmp_path: Path) -> None:

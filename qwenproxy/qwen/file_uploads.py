@@ -6,10 +6,10 @@ Bytes go from the disk to the storage in threads, a few files at once, so that m
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 from anyio.to_thread import run_sync
@@ -17,13 +17,11 @@ from anyio.to_thread import run_sync
 from qwenproxy.chat import FileKind
 from qwenproxy.clock import Clock
 from qwenproxy.errors import ProtocolChanged, QwenProxyError, UnsupportedFile, UpstreamTimeout
-from qwenproxy.qwen.files import READ_KINDS, HostedFile, Ticket, ticket_of
+from qwenproxy.qwen.files import READ_KINDS, HostedFile, OnProgress, Ticket, ticket_of, unseen
 from qwenproxy.qwen.object_storage import Refused, Storage
 from qwenproxy.settings import Settings
 
 Json: TypeAlias = dict[str, Any]
-Step: TypeAlias = Literal["uploading", "reading"]
-
 AT_ONCE: Final = 8
 """Files on their way at a time."""
 LOOK_EVERY_S: Final = 2.0
@@ -36,10 +34,6 @@ FRESH_MS: Final = 240_000
 
 class Client(Protocol):
     async def post(self, account_id: str, path: str, body: Json) -> Any: ...
-
-
-def _quietly(_: Step) -> None:
-    """For whom nobody waits."""
 
 
 class Uploads:
@@ -69,9 +63,10 @@ class Uploads:
         media_type: str,
         kind: FileKind,
         size: int,
-        on_progress: Callable[[Step], None] = _quietly,
+        on_progress: OnProgress = unseen,
     ) -> HostedFile:
         """The file at `path`, uploaded to this account and, if it is a document, read by the service.
+        `on_progress` gets what is being done, in words.
 
         Raises:
             UploadFailed: the storage did not take it.
@@ -79,7 +74,7 @@ class Uploads:
             UpstreamTimeout: the service did not get it read in time.
             …: whatever a call raises.
         """
-        on_progress("uploading")
+        on_progress("uploading a file")
         ticket = await self._stored(account_id, path, name, media_type, kind, size)
         now_ms = self._now_ms()
         user_id = ticket.path.partition("/")[0]
@@ -87,7 +82,7 @@ class Uploads:
             ticket.id, ticket.path, ticket.url, name, media_type, size, kind, user_id, now_ms, now_ms
         )
         if kind in READ_KINDS:
-            on_progress("reading")
+            on_progress("a document is read")
             await self._read(account_id, hosted)
         return hosted
 

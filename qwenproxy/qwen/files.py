@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from qwenproxy.chat import FileKind
 from qwenproxy.errors import ProtocolChanged
 
 READ_KINDS = frozenset({"document", "text"})
 """What the service reads (parses) before a message may name it (protocol §9.3)."""
+
+OnProgress: TypeAlias = Callable[[str], None]
+"""Gets what is being done with a file, in words for its owner."""
+
+
+def unseen(_: str) -> None:
+    """Progress for whom nobody waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from qwenproxy.chat import Delta, FileKind, Text
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import ProtocolChanged, UnsupportedFile, UploadFailed, UpstreamTimeout
 from qwenproxy.qwen.client import QwenClient, Turn
-from qwenproxy.qwen.file_uploads import Step, Uploads
+from qwenproxy.qwen.file_uploads import Uploads
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import BUILT_IN
 from qwenproxy.settings import Settings
@@ -69,13 +69,13 @@ async def test_what_arrives_is_what_is_on_disk(
 
 
 async def test_only_documents_are_read_and_each_step_is_told(road: VisitingTransport, tmp_path: Path) -> None:
-    uploads, steps = uploads_of(road), list[Step]()
+    uploads, steps = uploads_of(road), list[str]()
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     await uploads.upload(ONE, path, "a.png", "image/png", "image", 3, steps.append)
-    assert steps == ["uploading"]
+    assert steps == ["uploading a file"]
     await uploads.upload(ONE, path, "a.pdf", "application/pdf", "document", 3, steps.append)
-    assert steps == ["uploading", "uploading", "reading"]
+    assert steps[1:] == ["uploading a file", "a document is read"]
 
 
 async def test_the_model_gets_what_was_uploaded(road: VisitingTransport, tmp_path: Path) -> None:
