@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwenproxy import database
 from qwenproxy.clock import Clock
+from qwenproxy.database import Database
 from qwenproxy.qwen.files import HostedFile
 
 log = logging.getLogger(__name__)
@@ -34,10 +33,7 @@ class Copies:
     """Blocks on the disk, and may be called from any thread. A disk that fails knows of no copies."""
 
     def __init__(self, session_dir: Path, clock: Clock) -> None:
-        self._path = session_dir / "copies.sqlite3"
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
+        self._database = Database(session_dir / "copies.sqlite3", TABLES, clock)
 
     def get(self, sha256: str, account_id: str) -> HostedFile | None:
         """The account's copy of this content."""
@@ -69,25 +65,15 @@ class Copies:
         self._run("delete from copies where account = ?", (account_id,))
 
     def close(self) -> None:
-        with self._lock:
-            self._let_go()
+        self._database.close()
 
     def _run(self, statement: str, values: Sequence[str]) -> list[Any]:
         try:
-            with self._lock:
-                if self._open is None or not self._path.exists():
-                    self._let_go()
-                    self._open = database.opened(self._path, TABLES, self._clock.now())
-                with self._open:
-                    return self._open.execute(statement, values).fetchall()
+            with self._database.alone() as db:
+                return db.execute(statement, values).fetchall()
         except sqlite3.Error as exc:
             log.warning("which accounts have which files is not known, or not kept: %s", exc)
             return []
-
-    def _let_go(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
 
 
 def _file_of(text: str) -> HostedFile | None:

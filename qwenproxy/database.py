@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from contextlib import closing, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from qwenproxy import store
+from qwenproxy.clock import Clock
 from qwenproxy.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -17,6 +20,39 @@ log = logging.getLogger(__name__)
 WAIT_S = 5.0
 """For another program that looks into the file."""
 _NOT_THROUGH_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class Database:
+    """One such file, opened when it is first needed, and anew when it was deleted meanwhile.
+
+    It blocks, and may be used from any thread. Raises: sqlite3.Error.
+    """
+
+    def __init__(self, path: Path, tables: str, clock: Clock) -> None:
+        self._path = path
+        self._tables = tables
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: sqlite3.Connection | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """Nobody else uses it meanwhile; what is done in the block is kept, or none of it."""
+        with self._lock:
+            if self._open is None or not self._path.exists():
+                self._let_go()
+                self._open = opened(self._path, self._tables, self._clock.now())
+            with self._open:
+                yield self._open
+
+    def close(self) -> None:
+        with self._lock:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
 
 def opened(path: Path, tables: str, now: datetime) -> sqlite3.Connection:

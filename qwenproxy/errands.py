@@ -11,24 +11,19 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Final, TypeVar
 
-from qwenproxy.accounts.pool import AllTried, Pool
+from qwenproxy.accounts.pool import OUT_OF_TURN, AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
 from qwenproxy.errors import (
-    AccountGone,
     BrowserLost,
     ChatGone,
     EmptyAnswer,
-    LimitReached,
-    NeedsHuman,
     QwenProxyError,
     Severed,
-    TokenRejected,
     Unreachable,
     UpstreamError,
 )
 
 T = TypeVar("T")
-OUT_OF_TURN: Final = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
 ACCIDENTS: Final = (BrowserLost, ChatGone, EmptyAnswer, Severed, Unreachable)
 MOST_TRIES: Final = 32
 """Accounts asked for one errand: many can have used up their day, and saying so costs them nothing."""

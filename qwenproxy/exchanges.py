@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenproxy import database
 from qwenproxy.caller import Caller
 from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
 from qwenproxy.clock import Clock
+from qwenproxy.database import Database
 
 LASTS_S = 24 * 3600.0
 NOWHERE = Home()
@@ -56,10 +54,8 @@ class Exchanges:
     def __init__(self, session_dir: Path, clock: Clock, *, most: int) -> None:
         """`most` answers of each key are remembered."""
         self._most = most
-        self._path = session_dir / "exchanges.sqlite3"
         self._clock = clock
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
+        self._database = Database(session_dir / "exchanges.sqlite3", TABLES, clock)
 
     def add(self, exchange: Exchange, caller: Caller) -> frozenset[UpstreamChat]:
         """Remembers it; gives the upstream chats that only forgotten exchanges lived in."""
@@ -75,14 +71,14 @@ class Exchanges:
             exchange.kept_chat,
             exchange.kept_message,
         )
-        with self._database() as db:
+        with self._database.alone() as db:
             if self._most:
                 db.execute("insert or replace into exchanges values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             return self._forget(db, caller.mark)
 
     def get(self, exchange_id: str, caller: Caller) -> Exchange | None:
         """What is remembered under the id, for this caller."""
-        with self._database() as db:
+        with self._database.alone() as db:
             rows = db.execute(
                 "select mark, messages, account, chat, response, kept_chat, kept_message from exchanges "
                 "where id = ? and at > ?",
@@ -95,16 +91,13 @@ class Exchanges:
 
     def twins(self) -> frozenset[UpstreamChat]:
         """The upstream chats that exchanges live in; what is too old by now is forgotten first."""
-        with self._database() as db:
+        with self._database.alone() as db:
             for (mark,) in db.execute("select distinct mark from exchanges").fetchall():
                 self._forget(db, mark)
             return frozenset(_twins(db.execute("select chat, account from exchanges where chat <> ''")))
 
     def close(self) -> None:
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
+        self._database.close()
 
     def _forget(self, db: sqlite3.Connection, mark: str) -> frozenset[UpstreamChat]:
         # By indexes alone: this is done at the end of every answer, and the rows are large.
@@ -124,15 +117,6 @@ class Exchanges:
 
     def _now_s(self) -> float:
         return self._clock.now().timestamp()
-
-    @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        """Alone; what is done in the block is kept, or none of it."""
-        with self._lock:
-            if self._open is None or not self._path.exists():
-                self._open = database.opened(self._path, TABLES, self._clock.now())
-            with self._open:
-                yield self._open
 
 
 def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:

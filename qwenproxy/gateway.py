@@ -30,7 +30,7 @@ from dataclasses import replace
 
 import anyio
 
-from qwenproxy.accounts.pool import AllTried, Pool
+from qwenproxy.accounts.pool import OUT_OF_TURN, AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
 from qwenproxy.chat import ChatRequest, Delta, UpstreamChat
 from qwenproxy.clock import Clock
@@ -48,7 +48,6 @@ from qwenproxy.errors import (
     ParallelLimited,
     QwenProxyError,
     Severed,
-    TokenRejected,
     Unreachable,
     UploadFailed,
     UpstreamError,
@@ -69,9 +68,6 @@ MODELS_BUILT_IN_S = 60.0
 
 ANOTHER_S = 1.0
 """After a refusal of one account while others may still answer."""
-
-OUT_OF_TURN = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
-"""After these the pool itself keeps the account from this request, for as long as there is reason to."""
 
 TWIN_GONE = "twin_gone"
 RETRIED = "retried"

@@ -18,20 +18,16 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio.to_thread import run_sync
 
-from qwenproxy.accounts.pool import Pool
+from qwenproxy.accounts.pool import OUT_OF_TURN, Pool
 from qwenproxy.addresses import file_address, own_file
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.chat import Attachment, FileKind, Message
 from qwenproxy.clock import Clock
 from qwenproxy.copies import Copies
 from qwenproxy.errors import (
-    AccountGone,
     ContextTooLong,
-    LimitReached,
-    NeedsHuman,
     QwenProxyError,
     StoreError,
-    TokenRejected,
     UnknownFile,
 )
 from qwenproxy.file_rules import MIB, MOST_MIB
@@ -44,8 +40,6 @@ T = TypeVar("T")
 
 PROMPTS: Final = Caller("prompt", scopes=frozenset())
 """Whose the documents are that stand for prompts: nobody's who asks."""
-OUT_OF_TURN: Final = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
-"""After these the pool keeps the account out of turn, and the next may do."""
 ACCOUNTS: Final = 4
 """So many are tried for what any account can do."""
 

@@ -7,17 +7,13 @@ clients were given; a damaged one is put aside.
 from __future__ import annotations
 
 import secrets
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qwenproxy import database
 from qwenproxy.caller import Caller
 from qwenproxy.clock import Clock
+from qwenproxy.database import Database
 
 TABLES = """
 create table if not exists media (
@@ -41,10 +37,8 @@ class MediaRows:
     """Blocks on the disk, and may be called from any thread. Raises: sqlite3.Error."""
 
     def __init__(self, session_dir: Path, clock: Clock) -> None:
-        self._path = session_dir / "media.sqlite3"
         self._clock = clock
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
+        self._database = Database(session_dir / "media.sqlite3", TABLES, clock)
 
     def add(self, url: str, account_id: str, caller: Caller) -> str:
         """The id of what lies at `url`: the one it has already, whatever key the address carries now."""
@@ -57,7 +51,7 @@ class MediaRows:
             account_id,
             self._clock.now().timestamp(),
         )
-        with self._database() as db:
+        with self._database.alone() as db:
             found = db.execute(
                 "insert into media values (?, ?, ?, ?, ?, ?) on conflict (place, mark) do update set "
                 "url = excluded.url, account = excluded.account, at = excluded.at returning id",
@@ -67,23 +61,9 @@ class MediaRows:
         return media_id
 
     def get(self, media_id: str) -> MediaRow | None:
-        with self._database() as db:
+        with self._database.alone() as db:
             found = db.execute("select url, account from media where id = ?", (media_id,)).fetchone()
         return None if found is None else MediaRow(*found)
 
     def close(self) -> None:
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
-
-    @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        """Alone; what is done in the block is kept, or none of it."""
-        with self._lock:
-            if self._open is None or not self._path.exists():
-                if self._open is not None:
-                    self._open.close()
-                self._open = database.opened(self._path, TABLES, self._clock.now())
-            with self._open:
-                yield self._open
+        self._database.close()

@@ -7,15 +7,14 @@ what it costs is the ids of the videos in it.
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from qwenproxy import database
 from qwenproxy.clock import Clock
+from qwenproxy.database import Database
 from qwenproxy.errors import StoreError
 
 LASTS_DAYS: Final = 30
@@ -68,15 +67,13 @@ class VideoTasks:
     """Blocks on the disk, and may be called from any thread."""
 
     def __init__(self, session_dir: Path, clock: Clock) -> None:
-        self._path = session_dir / "tasks.sqlite3"
         self._clock = clock
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
+        self._database = Database(session_dir / "tasks.sqlite3", TABLES, clock)
 
     def put(self, task: VideoTask) -> None:
         """Keeps the task as it is now; forgets those that are too old. Raises: StoreError."""
         oldest = int(self._clock.now().timestamp()) - LASTS_DAYS * 86_400
-        with self._database() as db:
+        with self._used() as db:
             db.execute("delete from tasks where created < ?", (oldest,))
             db.execute(
                 "insert or replace into tasks values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -85,32 +82,23 @@ class VideoTasks:
 
     def get(self, task_id: str) -> VideoTask | None:
         """Raises: StoreError."""
-        with self._database() as db:
+        with self._used() as db:
             row = db.execute("select * from tasks where id = ?", (task_id,)).fetchone()
         return VideoTask(*row) if row else None
 
     def open_ones(self) -> tuple[VideoTask, ...]:
         """Those that have not ended, oldest first. Raises: StoreError."""
-        with self._database() as db:
+        with self._used() as db:
             rows = db.execute("select * from tasks where state = 'running' order by created, id").fetchall()
         return tuple(VideoTask(*row) for row in rows)
 
     def close(self) -> None:
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
+        self._database.close()
 
     @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        """Alone; what is done in the block is kept, or none of it."""
+    def _used(self) -> Iterator[sqlite3.Connection]:
         try:
-            with self._lock:
-                if self._open is None or not self._path.exists():
-                    if self._open is not None:
-                        self._open.close()
-                    self._open = database.opened(self._path, TABLES, self._clock.now())
-                with self._open:
-                    yield self._open
+            with self._database.alone() as db:
+                yield db
         except sqlite3.Error as exc:
             raise StoreError(f"tasks.sqlite3 cannot be used: {exc}") from exc

@@ -26,9 +26,13 @@ from qwenproxy.accounts.registry import Registry
 from qwenproxy.activity import InFlight
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
+    AccountGone,
+    LimitReached,
+    NeedsHuman,
     NoAccount,
     ParallelLimited,
     QueueFull,
+    TokenRejected,
 )
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,9 @@ PREFERRED_S = 30.0
 """How long the account that knows a conversation is waited for while others are free."""
 
 SOONEST_ALARM_S = 0.001
+
+OUT_OF_TURN = (LimitReached, NeedsHuman, TokenRejected, AccountGone)
+"""After these the pool itself keeps the account from the request, for as long as there is reason to."""
 
 
 class AllTried(Exception):

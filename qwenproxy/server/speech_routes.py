@@ -10,6 +10,7 @@ import base64
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final, Protocol, cast
 
 import anyio
@@ -22,10 +23,11 @@ from qwenproxy.audio import FASTEST, FORMATS, MEDIA_TYPES, SLOWEST, Encoder, For
 from qwenproxy.dialects.base import Json, frame
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.dialects.openai_speech import SpeechRequest, parse, voices_body
-from qwenproxy.errors import QwenProxyError, ShuttingDown
+from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.speech_service import Voice
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import INTERNAL, Admission
+from qwenproxy.server.attended import attended
 from qwenproxy.server.body import BodyTooSlow, ClientGone
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.relay import Bounds, read_object
@@ -85,7 +87,7 @@ class _Endpoint:
             with self._admission.enter():
                 body = await read_object(scope, receive, self._bounds)
                 wanted = parse(body, FORMATS, SLOWEST, FASTEST)
-                await self._spoken(speech, wanted, out, receive)
+                await attended(partial(_speak, speech, wanted, out), receive, self._admission.stopped)
         except ClientGone:
             return
         except QwenProxyError as exc:
@@ -93,35 +95,6 @@ class _Endpoint:
         except Exception:
             log.exception("a text could not be spoken")
             await _refuse(QwenProxyError(INTERNAL), out, scope, receive, send)
-
-    async def _spoken(self, speech: Speech, wanted: SpeechRequest, out: _Out, receive: Receive) -> None:
-        """Ends with the sound, with the client, or with the server."""
-        error: Exception | None = None
-        stopping = False
-
-        async def leave(scope: anyio.CancelScope) -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            scope.cancel()
-
-        async def stop(scope: anyio.CancelScope) -> None:
-            nonlocal stopping
-            await self._admission.stopped.wait()
-            stopping = True
-            scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(leave, tasks.cancel_scope)
-            tasks.start_soon(stop, tasks.cancel_scope)
-            try:
-                await _speak(speech, wanted, out)
-            except Exception as exc:  # noqa: BLE001 - raised below, outside the group, which would wrap it
-                error = exc
-            tasks.cancel_scope.cancel()
-        if stopping and error is None and not out.ended:
-            error = ShuttingDown("the proxy is stopping")
-        if error is not None:
-            raise error
 
 
 class _Out:
