@@ -24,8 +24,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-playwright's `page` leaves its loop running in this thread: async tests after it would break."""
-    items.sort(key=lambda item: "page" in getattr(item, "fixturenames", ()))
+    """Files that wait for browsers come first, so that the small ones fill what they leave of the time.
+
+    pytest-playwright's `page` leaves its loop running in this thread: async tests after it would break.
+    """
+    waits = {item.path for item in items if item.get_closest_marker("browser")}
+    items.sort(key=lambda item: ("page" in getattr(item, "fixturenames", ()), item.path not in waits))
 
 
 @pytest.hookimpl(wrapper=True)

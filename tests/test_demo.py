@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import openai
 import psutil
@@ -25,6 +26,13 @@ from tests.serve import free_port, until
 ROOT = Path(__file__).parent.parent
 READY_S = 60
 """Seconds, on a loaded machine; a quiet one takes three."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One with a short name: Chromium's socket lies in it, and the path of a socket has 107 characters."""
+    with TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @contextmanager
@@ -81,9 +89,9 @@ def assert_it_leaves_nothing(process: psutil.Popen, stop: signal.Signals, folder
 @pytest.mark.browser
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, tmp_path: Path) -> None:
+def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, folder: Path) -> None:
     port = free_port()
-    with running_demo(tmp_path, "--port", str(port)) as (process, lines):
+    with running_demo(folder, "--port", str(port)) as (process, lines):
         told = "".join(lines)
         base = re.search(r"Base URL +(\S+)", told)
         assert base
@@ -95,19 +103,19 @@ def test_the_demo_answers_and_leaves_nothing_behind(stop: signal.Signals, tmp_pa
                 model="qwen", messages=[{"role": "user", "content": "Hello!"}]
             )
         assert answer.choices[0].message.content
-        assert_it_leaves_nothing(process, stop, tmp_path)
+        assert_it_leaves_nothing(process, stop, folder)
 
 
 @pytest.mark.browser
 @pytest.mark.timeout(90)
-def test_the_next_free_port_is_used_and_told_and_a_hang_up_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_next_free_port_is_used_and_told_and_a_hang_up_leaves_nothing_behind(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with running_demo(tmp_path, "--port", str(port)) as (process, lines):
+        with running_demo(folder, "--port", str(port)) as (process, lines):
             told = "".join(lines)
             assert f"Port {port} is taken" in told
             assert f"127.0.0.1:{port}/" not in told
-            assert_it_leaves_nothing(process, signal.SIGHUP, tmp_path)
+            assert_it_leaves_nothing(process, signal.SIGHUP, folder)
 
 
 @pytest.mark.anyio

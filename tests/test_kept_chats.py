@@ -380,7 +380,8 @@ async def test_a_chat_whose_pictures_are_elsewhere_is_told_with_them_and_has_the
     kept_at = [part["image"] for part in (*first.content[1:], *second.content[1:])]
     assert kept_at == [ours["a.png"], ours["image.png"], "https://x/gone.png", ours["a.png"]]
     told = upstream.calls[-2][2]
-    assert [each.name for each in told.attachments] == ["a.png", "image.png", "a.png"]
+    assert [each.name for each in told.attachments] == ["a.png", "image.png"]
+    assert [told.prompt.count(f"attached: {each}") for each in ("a.png, image.png", "a.png]")] == [1, 1]
     assert f"Look\n{GONE}" in told.prompt
 
 
