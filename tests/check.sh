@@ -20,5 +20,5 @@ fi
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-# Two at a time, a file's tests together and in the order of the files: most of them wait more than they work.
-"$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered "$@"
+# Two at a time: most tests wait more than they work. tests/conftest.py says which go together.
+"$python" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term:skip-covered "$@"

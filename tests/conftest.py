@@ -22,14 +22,30 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Who shares the tests takes whole files, and one process all that drives the whole program.
+
+    Two Chromiums at once take twice as long on two cores, and what waits for them gives up.
+    """
+    folder = item.path.parent
+    whole = folder.name == "e2e" and "page" not in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("whole program" if whole else str(item.path)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for browsers come first, so that the small ones fill what they leave of the time.
+    """The whole program first, beside it what needs no browser, then the rest.
 
     pytest-playwright's `page` leaves its loop running in this thread: async tests after it would break.
     """
     waits = {item.path for item in items if item.get_closest_marker("browser")}
-    items.sort(key=lambda item: ("page" in getattr(item, "fixturenames", ()), item.path not in waits))
+
+    def place(item: pytest.Item) -> int:
+        if "page" in getattr(item, "fixturenames", ()):
+            return 3
+        return 0 if item.path.parent.name == "e2e" else 1 + (item.path in waits)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)
