@@ -17,8 +17,7 @@ from anyio.to_thread import run_sync
 from qwenproxy.chat import FileKind
 from qwenproxy.clock import Clock
 from qwenproxy.errors import ProtocolChanged, QwenProxyError, UnsupportedFile, UpstreamTimeout
-from qwenproxy.qwen.files import READ_KINDS, HostedFile, OnProgress, Ticket, ticket_of, unseen
-from qwenproxy.qwen.object_storage import Refused, Storage
+from qwenproxy.qwen.files import READ_KINDS, HostedFile, OnProgress, Refused, Ticket, ticket_of, unseen
 from qwenproxy.settings import Settings
 
 Json: TypeAlias = dict[str, Any]
@@ -41,8 +40,7 @@ class Uploads:
         self, client: Client, settings: Settings, clock: Clock, *, look_every_s: float = LOOK_EVERY_S
     ) -> None:
         self._client = client
-        self._storage = Storage(settings)
-        self._parse_timeout_s = settings.parse_timeout_s
+        self._settings = settings
         self._clock = clock
         self._look_every_s = look_every_s
         self._at_once = anyio.CapacityLimiter(AT_ONCE)
@@ -123,7 +121,7 @@ class Uploads:
         left = threading.Event()
         try:
             await run_sync(
-                self._storage.put,
+                self._store,
                 ticket,
                 path,
                 media_type,
@@ -134,18 +132,24 @@ class Uploads:
         finally:
             left.set()
 
+    def _store(self, ticket: Ticket, path: Path, media_type: str, left: threading.Event) -> None:
+        # Not before it is needed: no command should wait for an SDK that it does not use.
+        from qwenproxy.qwen.object_storage import Storage
+
+        Storage(self._settings).put(ticket, path, media_type, left)
+
     async def _read(self, account_id: str, hosted: HostedFile) -> None:
         """Waits until the service has read the document (protocol §9.3)."""
         await self._client.post(account_id, "/api/v2/files/parse", {"file_id": hosted.id})
         pause_s = min(FIRST_LOOK_S, self._look_every_s)
-        with anyio.move_on_after(self._parse_timeout_s):
+        with anyio.move_on_after(self._settings.parse_timeout_s):
             while True:
                 if await self._is_read(account_id, hosted):
                     return
                 await anyio.sleep(pause_s)
                 pause_s = min(pause_s * 2, self._look_every_s)
         raise UpstreamTimeout(
-            f"the service did not get {hosted.name} read within {self._parse_timeout_s:g} s"
+            f"the service did not get {hosted.name} read within {self._settings.parse_timeout_s:g} s"
         )
 
     async def _is_read(self, account_id: str, hosted: HostedFile) -> bool:

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from qwenproxy.chat import FileKind
-from qwenproxy.errors import ProtocolChanged
+from qwenproxy.errors import ProtocolChanged, UploadFailed
 
 READ_KINDS = frozenset({"document", "text"})
 """What the service reads (parses) before a message may name it (protocol §9.3)."""
 
 OnProgress: TypeAlias = Callable[[str], None]
 """Gets what is being done with a file, in words for its owner."""
+
+
+class Refused(UploadFailed):
+    """The storage does not accept the ticket: a new one may do."""
 
 
 def unseen(_: str) -> None:

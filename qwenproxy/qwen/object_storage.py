@@ -22,7 +22,7 @@ from alibabacloud_oss_v2.transport import (  # type: ignore[import-untyped]
 from requests.exceptions import InvalidSchema
 
 from qwenproxy.errors import ProtocolChanged, UploadFailed
-from qwenproxy.qwen.files import Ticket
+from qwenproxy.qwen.files import Refused, Ticket
 from qwenproxy.settings import Settings
 
 MIB: Final = 1024 * 1024
@@ -36,10 +36,6 @@ SILENCE_S: Final = 30.0
 TRIES: Final = 2
 _MAKER: Final = re.compile(r"(?:[a-z0-9-]+\.)+aliyuncs\.com")
 _CODE: Final = re.compile(r"[A-Za-z]{1,60}")
-
-
-class Refused(UploadFailed):
-    """The storage does not accept the ticket: a new one may do."""
 
 
 class _Left(Exception):
