@@ -51,6 +51,7 @@ class Desk:
     def __init__(self, standin: Standin, chromium: Chromium, folder: Path, **more: Any) -> None:
         self.said: list[str] = []
         self.asked: list[str] = []
+        self.watches: list[module._Watch] = []
         self.answer = True
         # Shorter than a test may take: what nobody does here fails by its own words.
         wait = {"sign_in_timeout_s": 60, **more}
@@ -73,6 +74,11 @@ class Desk:
         await until_async(lambda: any(context.pages for context in browser.contexts))
         return next(page for context in browser.contexts for page in context.pages)
 
+    async def dialog(self, page: Any) -> None:
+        """The service's check is shown, and for longer than we take to see it, as when a person passes it."""
+        await page.locator(".baxia-dialog").wait_for()
+        await until_async(lambda: any(watch.asked for watch in self.watches))
+
     def known(self, standin: Standin, account: str) -> Account:
         """An account that signed in before."""
         state = standin.storage_state(account)
@@ -84,9 +90,18 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(standin: Standin, chromium: Chromium, tmp_path: Path) -> AsyncIterator[Desk]:
+async def desk(
+    standin: Standin, chromium: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Desk]:
     await chromium.current()
-    yield Desk(standin, chromium, tmp_path)
+    desk, watch = Desk(standin, chromium, tmp_path), module._Watch
+
+    def watched(*opened: Any) -> module._Watch:
+        desk.watches.append(watch(*opened))
+        return desk.watches[-1]
+
+    monkeypatch.setattr(module, "_Watch", watched)
+    yield desk
     assert (await chromium.current()).browser.contexts == []
 
 
@@ -381,7 +396,7 @@ async def test_a_passed_check_clears_the_wait(desk: Desk, standin: Standin) -> N
 
     async def solve() -> None:
         page = await desk.page()
-        await page.locator(".baxia-dialog").wait_for()
+        await desk.dialog(page)
         await page.evaluate("localStorage.passed = 'yes'")
         standin.solve()
 
@@ -397,8 +412,7 @@ async def test_a_window_closed_over_the_dialog_has_passed_nothing(desk: Desk, st
 
     async def leave() -> None:
         page = await desk.page()
-        await page.locator(".baxia-dialog").wait_for()
-        await anyio.sleep(1)
+        await desk.dialog(page)
         await close(page)
 
     async with meanwhile(leave):
@@ -467,7 +481,7 @@ async def test_a_proxy_uses_what_the_person_passed(desk: Desk, standin: Standin)
             browser = (await desk.chromium.current()).browser
             await until_async(lambda: len(browser.contexts) == 2 and browser.contexts[1].pages)
             page = browser.contexts[1].pages[0]
-            await page.locator(".baxia-dialog").wait_for()
+            await desk.dialog(page)
             await page.evaluate("document.cookie = 'x5sec=passed; max-age=1000'")
             standin.solve()
 
