@@ -168,7 +168,7 @@ async def test_what_the_page_renews_by_itself_is_kept_at_once(standin: Standin, 
         for _ in range(2):
             await until_renewed(disk, standin)
             renewed_at_s = standin.received("/api/v2/auths/refresh")[-1]["at"]
-            assert anyio.current_time() - renewed_at_s < 1
+            assert anyio.current_time() - renewed_at_s < 2.5
 
 
 async def test_what_has_not_changed_is_not_written_again(standin: Standin, chromium: Chromium) -> None:

@@ -82,7 +82,7 @@ async def test_a_killed_process_is_replaced_with_its_partner(settings: Settings,
         profile = old._profile
         psutil.Process(old.browser_pid if victim == "browser" else old.driver_pid).kill()
         new, took_s = await until_replaced(chromium, old)
-        assert took_s < 5
+        assert took_s < 15
         assert told == [old.lost]
         page = await new.browser.new_page()
         assert await page.evaluate("1 + 1") == 2

@@ -124,7 +124,7 @@ async def test_many_first_calls_open_one_page_once_it_has_booted(
 async def test_entering_waits_for_no_browser_and_leaving_ends_it(small_settings: Settings) -> None:
     start_s = monotonic()
     async with BrowserTransport(small_settings, lambda _: state_from_token("t", "x")) as transport:
-        assert monotonic() - start_s < 0.2
+        assert monotonic() - start_s < 2
         assert transport.problem() == "Chromium is starting"
         running = await transport.chromium.current()
         processes = [psutil.Process(running.browser_pid), psutil.Process(running.driver_pid)]
@@ -173,8 +173,8 @@ async def test_after_a_killed_browser_or_driver_the_next_call_works(
     async with reading(road, "a", "b") as (one, other):
         running = await road.chromium.current()
         psutil.Process(running.browser_pid if victim == "browser" else running.driver_pid).kill()
-        assert await ended_s(one) < 2
-        assert await ended_s(other) < 2
+        assert await ended_s(one) < SOON_S
+        assert await ended_s(other) < SOON_S
         assert not road.ready("a")
         assert await next_call_s(road, body_of, "a") < SOON_S
         assert json.loads(await body_of(road, "a", "/echo"))["headers"]["cookie"] == "token=token-of-a"
@@ -230,7 +230,7 @@ async def test_a_navigation_ends_the_streams_but_a_new_address_alone_does_not(
 async def test_a_forgotten_account_leaves_no_context(road: BrowserTransport, body_of: BodyOf) -> None:
     async with reading(road, "a", "b") as (one, other):
         await road.forget("a")
-        assert await ended_s(one) < 2
+        assert await ended_s(one) < SOON_S
         assert len((await road.chromium.current()).browser.contexts) == 1
         assert await goes_on(other)
     await road.forget("a")

@@ -241,7 +241,7 @@ async def test_a_silent_answer_becomes_a_stream_of_comments(serving: Serving) ->
             waited_s = time.monotonic() - began_s
             lines = [line async for line in answer.aiter_lines() if line]
     assert answer.status_code == 200
-    assert 14 < waited_s < 17
+    assert 14 < waited_s < 25
     assert lines[0] == ": keep-alive"
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "upstream_timeout"
     assert not any('"role"' in line for line in lines)

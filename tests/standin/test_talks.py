@@ -186,7 +186,7 @@ def test_a_client_that_leaves_is_counted_at_once_and_frees_the_chat(standin: Sta
             assert standin.state()["open"] == 1
         left_s = time.monotonic()
         until(lambda: standin.state()["open"] == 0)
-        assert time.monotonic() - left_s < 1
+        assert time.monotonic() - left_s < 5
         assert counted(standin)["aborted"] == 1
         assert text_of(visitor.frames("{{standin: say text=again}}", chat)) == "again"
 
