@@ -20,5 +20,5 @@ fi
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-# Two at a time: most tests wait more than they work. tests/conftest.py says which go together.
-"$python" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term:skip-covered "$@"
+# One after the other: two Chromiums at once starve each other on two cores. `-n 2 --dist loadgroup` is faster.
+"$python" -m pytest --cov --cov-report=term:skip-covered "$@"
