@@ -1,17 +1,17 @@
 """The words every other module speaks: a request, its messages, and the stream of deltas that answers it.
 
-A stream is `Started (Thinking | Text | Source | Media)* Finished`: exactly one of each end, nothing after.
-A failure is an exception, never a delta, so that no `match` can forget it.
+A stream is `Started (Thinking | Text | Source | Media | ToolCall)* Finished`: exactly one of each end,
+nothing after. A failure is an exception, never a delta, so that no `match` can forget it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,54 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that the model wants used: whole, checked, never a piece of one."""
+
+    id: str
+    name: str
+    """As the client calls the tool."""
+    arguments: str
+    """A JSON object, as text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Role
     text: str
     attachments: tuple[Attachment, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    """What an assistant's message called, after its text."""
+    call_id: str = ""
+    """Of a tool's message: the call it answers; "": the client did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool of the client's, which the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """JSON Schema of the arguments; empty: any object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    mode: Literal["auto", "none", "required"] = "auto"
+    only: tuple[str, ...] = ()
+    """The tools that may be called; (): all of them."""
+    parallel: bool = True
+    """Whether one answer may call several."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """The answer must be one JSON value that fits."""
+
+    schema: Mapping[str, Any]
+    """JSON Schema; `{"type": "object"}` where any object will do."""
+    name: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +106,9 @@ class ConversationRef:
     is_chat: bool = True
     regenerate: bool = False
     """Answers a question again instead of asking a new one."""
+    appends: bool = False
+    """All of the request's messages follow that answer, and its system messages are the only ones; else just
+    the last question follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +169,20 @@ class ChatRequest:
     """Where the conversation lives upstream; None: nowhere, a chat of its own is made and tidied away."""
     drawing: Drawing | None = None
     """None: an answer in words is wanted."""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    answer_format: AnswerFormat | None = None
+    """None: free text."""
+    search: bool = False
+    """Whether the web must be searched first (protocol §10.4)."""
+    research: bool = False
+    """Whether the answer is a deep research (protocol §10.5)."""
+    counts_input: bool = False
+    """Whether `Started` must tell the size of the prompt."""
+    answer_id: str = ""
+    """Under which the answer is remembered; "": the service's own id of it."""
+    echo: Mapping[str, Any] = field(default_factory=dict)
+    """What the dialect itself wants to know of the request when it answers; nobody else reads it."""
     base_url: str = ""
     """How the client reaches us, such as http://127.0.0.1:3264: for addresses of ours in an answer."""
 
@@ -139,6 +200,8 @@ class Started:
     conversation_id: str = ""
     """The chat of ours it is kept in, and the id under which this answer is kept there; "": nowhere."""
     message_id: str = ""
+    input_tokens: int = 0
+    """Of the prompt, counted by us, where the request wants it; 0: not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +254,8 @@ class Finished:
     """Ended by the proxy: upstream the answer may go on."""
 
 
-Delta: TypeAlias = Started | Thinking | Text | Source | Media | Finished
+Delta: TypeAlias = Started | Thinking | Text | Source | Media | ToolCall | Finished
+Part: TypeAlias = Thinking | Text | Source | Media | ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +268,9 @@ class Reply:
     sources: tuple[Source, ...]
     media: tuple[Media, ...]
     finished: Finished
+    calls: tuple[ToolCall, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """All of it in the order it came; thoughts and texts that follow each other are one."""
 
 
 def written(text: str, media: Iterable[Media]) -> str:
@@ -222,4 +289,24 @@ def fold(deltas: Iterable[Delta]) -> Reply:
         tuple(d for d in every if isinstance(d, Source)),
         tuple(d for d in every if isinstance(d, Media)),
         next(d for d in every if isinstance(d, Finished)),
+        tuple(d for d in every if isinstance(d, ToolCall)),
+        tuple(_joined(every)),
     )
+
+
+def _joined(deltas: Iterable[Delta]) -> Iterator[Part]:
+    kind: type[Thinking] | type[Text] | None = None
+    pieces: list[str] = []
+    for delta in deltas:
+        if isinstance(delta, Started | Finished):
+            continue
+        if kind is not None and not isinstance(delta, kind):
+            yield kind("".join(pieces))
+            kind, pieces = None, []
+        if isinstance(delta, Thinking | Text):
+            kind = type(delta)
+            pieces.append(delta.text)
+        else:
+            yield delta
+    if kind is not None:
+        yield kind("".join(pieces))

@@ -17,6 +17,7 @@ QwenProxyError                      500 internal_error
 │   ├── UnsupportedFile             400 unsupported_file       the model or the service takes no such file
 │   ├── NotFetched                  400 url_not_fetched        an address in the request that gives no file
 │   ├── UnknownTask                 404 task_not_found         no such video, or another key's
+│   ├── UnknownResponse             404 response_not_found     no such stored response, or another key's
 │   ├── KeyLimit                    429 key_limit              this key asks too often, or too much at once
 │   ├── NotFound                    404 not_found
 │   ├── MethodNotAllowed            405 method_not_allowed
@@ -41,6 +42,8 @@ QwenProxyError                      500 internal_error
 │   ├── ProtocolChanged             502 protocol_changed
 │   ├── UploadFailed                502 upload_failed          its storage did not take a file
 │   ├── GenerationFailed            502 generation_failed      a picture, video or speech did not come about
+│   ├── InvalidToolCall             502 invalid_tool_call      the model wrote no usable call, twice
+│   ├── InvalidAnswer               502 invalid_structured_output   its answer does not fit the format, twice
 │   └── UpstreamTimeout             504 upstream_timeout
 ├── BrowserError                    503 browser_unavailable
 │   ├── BrowserMissing              503 browser_unavailable    no Chromium on this computer; how to get one
@@ -136,6 +139,11 @@ class NotFetched(CallerError):
 class UnknownTask(CallerError):
     status = 404
     code = "task_not_found"
+
+
+class UnknownResponse(CallerError):
+    status = 404
+    code = "response_not_found"
 
 
 class KeyLimit(CallerError):
@@ -280,6 +288,14 @@ class UploadFailed(UpstreamError):
 
 class GenerationFailed(UpstreamError):
     code = "generation_failed"
+
+
+class InvalidToolCall(UpstreamError):
+    code = "invalid_tool_call"
+
+
+class InvalidAnswer(UpstreamError):
+    code = "invalid_structured_output"
 
 
 class UpstreamTimeout(UpstreamError):

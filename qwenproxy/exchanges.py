@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenproxy.caller import Caller
-from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
+from qwenproxy.chat import Attachment, Home, Message, Role, ToolCall, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.database import Database
 
@@ -64,7 +64,7 @@ class Exchanges:
             exchange.id,
             caller.mark,
             self._now_s(),
-            _packed(exchange.messages),
+            packed(exchange.messages),
             home.account_id if home.chat_id else "",
             home.chat_id,
             home.response_id,
@@ -86,7 +86,7 @@ class Exchanges:
             ).fetchall()
         for mark, messages, account, chat, response, *kept in rows:
             if caller.sees(mark):
-                return Exchange(exchange_id, _unpacked(messages), Home(account, chat, response), *kept)
+                return Exchange(exchange_id, unpacked(messages), Home(account, chat, response), *kept)
         return None
 
     def twins(self) -> frozenset[UpstreamChat]:
@@ -124,13 +124,29 @@ def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:
         yield UpstreamChat(chat, account)
 
 
-def _packed(messages: Sequence[Message]) -> bytes:
-    rows = [[m.role, m.text, [[a.kind, a.url, a.name] for a in m.attachments]] for m in messages]
-    return zlib.compress(json.dumps(rows).encode())
+def packed(messages: Sequence[Message]) -> bytes:
+    """Messages as they are kept in a database."""
+    return zlib.compress(json.dumps([_row(message) for message in messages]).encode())
 
 
-def _unpacked(raw: bytes) -> tuple[Message, ...]:
-    return tuple(
-        Message(role, text, tuple(Attachment(*attachment) for attachment in attachments))
-        for role, text, attachments in json.loads(zlib.decompress(raw))
-    )
+def unpacked(raw: bytes) -> tuple[Message, ...]:
+    """The messages that `packed` made `raw` of."""
+    return tuple(_message(*row) for row in json.loads(zlib.decompress(raw)))
+
+
+def _row(message: Message) -> list[Any]:
+    row: list[Any] = [message.role, message.text, [[a.kind, a.url, a.name] for a in message.attachments]]
+    if message.calls or message.call_id:
+        row += [[[call.id, call.name, call.arguments] for call in message.calls], message.call_id]
+    return row
+
+
+def _message(
+    role: Role,
+    text: str,
+    attachments: Sequence[Sequence[Any]],
+    calls: Sequence[Sequence[str]] = (),
+    call_id: str = "",
+) -> Message:
+    attached = tuple(Attachment(*attachment) for attachment in attachments)
+    return Message(role, text, attached, tuple(ToolCall(*call) for call in calls), call_id)

@@ -15,6 +15,7 @@ from qwenproxy.chat import (
     Started,
     Text,
     Thinking,
+    ToolCall,
     UpstreamChat,
     written,
 )
@@ -44,6 +45,7 @@ class Said:
     thinking: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     media: list[Media] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
 
     def take(self, delta: Delta) -> None:
         match delta:
@@ -57,6 +59,8 @@ class Said:
                 self.sources.append(delta)
             case Media():
                 self.media.append(delta)
+            case ToolCall():
+                self.calls.append(delta)
             case Finished():
                 pass
 
@@ -66,7 +70,7 @@ class Said:
 
     @property
     def message(self) -> Message:
-        return Message("assistant", self.content)
+        return Message("assistant", self.content, calls=tuple(self.calls))
 
     @property
     def response_id(self) -> str:

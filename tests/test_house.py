@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
-    "audio film public_address data_url dialects.parts "
+    "audio film public_address data_url dialects.parts dialects.fields "
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
@@ -92,6 +92,7 @@ PURE = {
     "dialects.native",
     "exports",
     "dialects.parts",
+    "dialects.fields",
     "data_url",
     "public_address",
 }

@@ -23,22 +23,20 @@ from qwenproxy.chat import (
     Started,
     Text,
     Thinking,
+    ToolCall,
     Usage,
     written,
 )
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Dialect, Encoder, Json, frame, json_text
+from qwenproxy.dialects.fields import MOST_STOPS, count, flag, mapping, model, stop, thinks_by_effort
 from qwenproxy.dialects.parts import text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
 
 Treatment = Literal["honoured", "ignored", "refused"]
 
-DEFAULT_MODEL: Final = "qwen"
-"""What a request that names no model asks for: the setting `DEFAULT_MODEL`."""
 MOST_CHOICES: Final = 8
 """Each choice is a whole answer of the service, on a slot of its own."""
-MOST_STOPS: Final = 16
-"""OpenAI takes 4; several clients send more."""
 DONE: Final = "data: [DONE]\n\n"
 
 PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
@@ -113,17 +111,6 @@ HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
 )
 """The values of refused parameters that ask for nothing."""
 
-THINKING_BY_EFFORT: Final[Mapping[str, bool]] = MappingProxyType(
-    {
-        "none": False,
-        "minimal": False,
-        "low": True,
-        "medium": True,
-        "high": True,
-        "xhigh": True,
-        "max": True,
-    }
-)
 ROLES: Final[Mapping[str, Role]] = MappingProxyType(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 )
@@ -149,18 +136,17 @@ class OpenAIChat:
             return self._drawings.parse(body, params)
         _refuse(given)
         return ChatRequest(
-            model=_model(given),
+            model=model(given),
             messages=_messages(given),
-            stream=_flag(given, "stream") or False,
+            stream=flag(given, "stream") or False,
             thinking=_thinking(given),
-            thinking_budget=_count(given, "thinking_budget"),
-            max_tokens=_count(given, "max_completion_tokens") or _count(given, "max_tokens"),
-            stop=_stop(given),
-            choices=_count(given, "n", MOST_CHOICES) or 1,
-            include_usage=_flag(_object(given, "stream_options"), "include_usage", "stream_options.")
-            or False,
+            thinking_budget=count(given, "thinking_budget"),
+            max_tokens=count(given, "max_completion_tokens") or count(given, "max_tokens"),
+            stop=stop(given),
+            choices=count(given, "n", MOST_CHOICES) or 1,
+            include_usage=flag(mapping(given, "stream_options"), "include_usage", "stream_options.") or False,
             conversation=_conversation(given),
-            remember=_flag(given, "store") is not False,
+            remember=flag(given, "store") is not False,
         )
 
     def encoder(self, request: ChatRequest) -> Encoder:
@@ -218,6 +204,8 @@ class ChunkEncoder:
                 text = ("\n\n" if choice in self._spoken else "") + written("", [delta])
                 self._spoken.add(choice)
                 return [self._chunk(choice, json_text({"content": text}))]
+            case ToolCall():
+                return []
             case Finished():
                 self._usages.append(delta.usage)
                 return [self._chunk(choice, "{}", delta.reason)]
@@ -283,61 +271,12 @@ def _harmless(name: str, value: Any) -> bool:
     return any(value == least and type(value) is type(least) for least in HARMLESS.get(name, ()))
 
 
-def _model(given: Mapping[str, Any]) -> str:
-    model = given.get("model", DEFAULT_MODEL)
-    if not isinstance(model, str) or not model.strip():
-        raise BadRequest("model must be a model's name", param="model")
-    return model.strip()
-
-
-def _flag(given: Mapping[str, Any], name: str, within: str = "") -> bool | None:
-    value = given.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise BadRequest(f"{within}{name} must be true or false", param=within + name)
-    return value
-
-
-def _count(given: Mapping[str, Any], name: str, most: int | None = None) -> int | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadRequest(f"{name} must be a whole number above 0", param=name)
-    if most is not None and value > most:
-        raise BadRequest(f"{name} must be at most {most}", param=name)
-    return value
-
-
-def _object(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = given.get(name, {})
-    if not isinstance(value, dict):
-        raise BadRequest(f"{name} must be an object", param=name)
-    return value
-
-
-def _stop(given: Mapping[str, Any]) -> tuple[str, ...]:
-    value = given.get("stop", [])
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise BadRequest("stop must be a string or a list of strings, none of them empty", param="stop")
-    if len(stops) > MOST_STOPS:
-        raise BadRequest(f"stop must be at most {MOST_STOPS} strings", param="stop")
-    return tuple(stops)
-
-
 def _thinking(given: Mapping[str, Any]) -> bool | None:
-    effort = given.get("reasoning_effort")
-    if effort is not None and (not isinstance(effort, str) or effort not in THINKING_BY_EFFORT):
-        raise BadRequest(
-            f"reasoning_effort must be one of {', '.join(THINKING_BY_EFFORT)}", param="reasoning_effort"
-        )
-    template = _flag(
-        _object(given, "chat_template_kwargs"), "enable_thinking", within="chat_template_kwargs."
-    )
+    template = flag(mapping(given, "chat_template_kwargs"), "enable_thinking", within="chat_template_kwargs.")
     wishes = (
-        _flag(given, "enable_thinking"),
+        flag(given, "enable_thinking"),
         template,
-        None if effort is None else THINKING_BY_EFFORT[effort],
+        thinks_by_effort(given.get("reasoning_effort"), "reasoning_effort"),
     )
     return next((wish for wish in wishes if wish is not None), None)
 

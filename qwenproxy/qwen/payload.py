@@ -3,8 +3,9 @@
 The service accepts exactly one user message a request and has no place for a system prompt (protocol §4.1,
 §4.4). A single user message goes unchanged. Anything else is folded: a sentence that explains the marks, the
 system messages, the turns in their order, and a mark after which the model writes. A mark is a line of its
-own: `[<nonce> system]`, `[<nonce> user]`, `[<nonce> assistant]`, and `[<nonce> answer]` at the end. The nonce
-is new for each request and occurs in no text of it, so no text can hold a mark; texts are never altered.
+own: `[<nonce> system]`, `[<nonce> user]`, `[<nonce> assistant]`, `[<nonce> tool]`, and `[<nonce> answer]`
+at the end. The nonce is new for each request and occurs in no text of it, so no text can hold a mark; texts
+are never altered.
 
 All files of a conversation hang on that one message. So the mark of a turn that came with some names them,
 and those that are no longer to be had: `[<nonce> user, attached: cat.png, report.pdf, gone: old.txt]`. A name
