@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,34 +7,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from qwenproxy import chat, errors
+from qwenproxy import errors
 from qwenproxy.chat import (
     Attachment,
     ChatRequest,
     ConversationRef,
-    Delta,
     Finished,
     Message,
     Started,
     Text,
-    Usage,
     fold,
 )
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate, content_of, error_body
 from qwenproxy.errors import BadRequest, CallerError, UnsupportedParameter
+from tests.dialects.golden import (
+    StandingClock,
+    events,
+    golden_reply,
+    golden_stream,
+    replies,
+    scenario,
+    streamed,
+)
 
-WIRE = Path(__file__).parent.parent / "wire" / "native"
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+FOLDER = "native"
 CHAT = "550e8400-e29b-41d4-a716-446655440000"
 PICTURE = "https://example.com/image.jpg"
-
-
-class StandingClock:
-    def now(self) -> datetime:
-        return NOON
-
-    def monotonic_s(self) -> float:
-        return 0.0
 
 
 DIALECT = NativeChat(StandingClock())
@@ -51,33 +46,15 @@ def again(**body: Any) -> ChatRequest:
     return NativeRegenerate(StandingClock()).parse(body, {"chat_id": CHAT})
 
 
-def scenario(name: str) -> tuple[ChatRequest, list[Delta]]:
-    raw = json.loads((WIRE / f"{name}.in.json").read_text(encoding="utf-8"))
-    return DIALECT.parse(raw["body"], {}), [delta_of(delta) for delta in raw["deltas"]]
-
-
-def delta_of(raw: dict[str, Any]) -> Delta:
-    fields = {**raw}
-    if "usage" in fields:
-        fields["usage"] = Usage(**fields["usage"])
-    delta: Delta = getattr(chat, fields.pop("kind"))(**fields)
-    return delta
-
-
-def events(stream: str) -> list[Any]:
-    datas = [event.removeprefix("data: ") for event in stream.split("\n\n") if event]
-    return [data if data == "[DONE]" else json.loads(data) for data in datas]
-
-
 @pytest.mark.parametrize("name", ["text", "everything"])
 def test_a_stream_is_golden_openais_and_says_where_it_is_kept(name: str) -> None:
-    request, deltas = scenario(name)
-    encoder = DIALECT.encoder(request)
-    stream = "".join(piece for delta in deltas for piece in encoder.encode(delta)) + "".join(encoder.end())
-    assert stream == (WIRE / f"{name}.out.sse").read_text(encoding="utf-8")
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    stream = streamed(DIALECT, request, deltas)
+    assert stream == golden_stream(FOLDER, name)
     *chunks, done = events(stream)
     assert done == "[DONE]"
-    started = fold(deltas).started
+    (reply,) = replies(request, deltas)
+    started = reply.started
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
         assert (chunk["chatId"], chunk["parentId"]) == (started.conversation_id, started.message_id)
@@ -89,23 +66,23 @@ def test_a_stream_is_golden_openais_and_says_where_it_is_kept(name: str) -> None
 
 @pytest.mark.parametrize("name", ["text", "everything"])
 def test_a_reply_is_golden_and_says_what_the_stream_says(name: str) -> None:
-    request, deltas = scenario(name)
-    reply = DIALECT.reply(request, [fold(deltas)])
-    assert reply == json.loads((WIRE / f"{name}.out.json").read_text(encoding="utf-8"))
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    reply = DIALECT.reply(request, replies(request, deltas))
+    assert reply == golden_reply(FOLDER, name)
     whole = ChatCompletion.model_validate(reply, strict=True)
-    streamed = events((WIRE / f"{name}.out.sse").read_text(encoding="utf-8"))[:-1]
-    said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in streamed)
+    chunks = events(golden_stream(FOLDER, name))[:-1]
+    said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
     assert said == whole.choices[0].message.content
-    assert streamed[-1]["usage"] == reply["usage"]
+    assert chunks[-1]["usage"] == reply["usage"]
     for name in ("id", "chatId", "parentId", "account"):
-        assert {chunk[name] for chunk in streamed} == {reply[name]}
+        assert {chunk[name] for chunk in chunks} == {reply[name]}
 
 
 def test_reasoning_and_sources_stand_there_only_where_there_are_any() -> None:
     bare = DIALECT.reply(parse(message="x"), [fold([Started("c", "r", "m"), Text("y"), Finished("stop")])])
     assert not {"reasoning", "sources", "rebuilt"} & set(bare)
-    request, deltas = scenario("everything")
-    full = DIALECT.reply(request, [fold(deltas)])
+    request, deltas = scenario(DIALECT, FOLDER, "everything")
+    full = DIALECT.reply(request, replies(request, deltas))
     assert full["reasoning"] == "hm"
     assert full["sources"] == [{"number": 1, "url": "https://example.org/a?b=1", "title": 'A "page"'}]
     assert full["rebuilt"] == "account waiting"

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +12,23 @@ from openai.types.chat.completion_create_params import (
     CompletionCreateParamsStreaming,
 )
 
-from qwenproxy import chat, errors
-from qwenproxy.chat import ChatRequest, Delta, Finished, Message, Started, Text, Usage, fold
+from qwenproxy import errors
+from qwenproxy.chat import ChatRequest, Finished, Message, Started, Text, fold
 from qwenproxy.dialects.openai_chat import DONE, HARMLESS, PARAMETERS, OpenAIChat, envelope
 from qwenproxy.errors import BadRequest, CallerError, UnsupportedParameter
+from tests.dialects.golden import (
+    StandingClock,
+    events,
+    golden_reply,
+    golden_stream,
+    replies,
+    scenario,
+    scenarios,
+    streamed,
+)
 
-WIRE = Path(__file__).parent.parent / "wire" / "openai_chat"
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+FOLDER = "openai_chat"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
-
-
-class StandingClock:
-    def now(self) -> datetime:
-        return NOON
-
-    def monotonic_s(self) -> float:
-        return 0.0
 
 
 DIALECT = OpenAIChat(StandingClock())
@@ -46,25 +45,7 @@ def refused(**body: Any) -> tuple[str, str | None]:
     return caught.value.code, caught.value.param
 
 
-def delta_of(raw: dict[str, Any]) -> Delta:
-    fields = {**raw}
-    if "usage" in fields:
-        fields["usage"] = Usage(**fields["usage"])
-    delta: Delta = getattr(chat, fields.pop("kind"))(**fields)
-    return delta
-
-
-def scenario(name: str) -> tuple[ChatRequest, list[tuple[int, Delta]]]:
-    raw = json.loads((WIRE / f"{name}.in.json").read_text(encoding="utf-8"))
-    return DIALECT.parse(raw["body"], {}), [(choice, delta_of(delta)) for choice, delta in raw["deltas"]]
-
-
-def events(stream: str) -> list[Any]:
-    datas = [event.removeprefix("data: ") for event in stream.split("\n\n") if event]
-    return [data if data == "[DONE]" else json.loads(data) for data in datas]
-
-
-SCENARIOS = sorted(path.name.removesuffix(".in.json") for path in WIRE.glob("*.in.json"))
+SCENARIOS = scenarios(FOLDER)
 
 
 def test_there_are_scenarios() -> None:
@@ -73,11 +54,9 @@ def test_there_are_scenarios() -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_stream_is_golden_and_has_openais_types(name: str) -> None:
-    request, deltas = scenario(name)
-    encoder = DIALECT.encoder(request)
-    stream = "".join(piece for choice, delta in deltas for piece in encoder.encode(delta, choice))
-    stream += "".join(encoder.end())
-    assert stream == (WIRE / f"{name}.out.sse").read_text(encoding="utf-8")
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    stream = streamed(DIALECT, request, deltas)
+    assert stream == golden_stream(FOLDER, name)
     *chunks, done = events(stream)
     assert done == "[DONE]"
     models = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
@@ -86,12 +65,11 @@ def test_stream_is_golden_and_has_openais_types(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_reply_is_golden_and_says_what_the_stream_says(name: str) -> None:
-    request, deltas = scenario(name)
-    replies = [fold([d for c, d in deltas if c == choice]) for choice in range(request.choices)]
-    reply = DIALECT.reply(request, replies)
-    assert reply == json.loads((WIRE / f"{name}.out.json").read_text(encoding="utf-8"))
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    reply = DIALECT.reply(request, replies(request, deltas))
+    assert reply == golden_reply(FOLDER, name)
     whole = ChatCompletion.model_validate(reply, strict=True)
-    streamed = events((WIRE / f"{name}.out.sse").read_text(encoding="utf-8"))[:-1]
+    streamed = events(golden_stream(FOLDER, name))[:-1]
     for choice in whole.choices:
         mine = [c for chunk in streamed for c in chunk["choices"] if c["index"] == choice.index]
         assert "".join(c["delta"].get("content") or "" for c in mine) == choice.message.content

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,36 +7,35 @@ from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, Images
 from openai.types.image_edit_params import ImageEditParamsBase
 from openai.types.image_generate_params import ImageGenerateParamsBase
 
-from qwenproxy import chat
 from qwenproxy.addresses import file_address
 from qwenproxy.chat import (
     Attachment,
     ChatRequest,
-    Delta,
     Drawing,
     Finished,
     Media,
     Message,
     Started,
     Text,
-    Usage,
     fold,
 )
 from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.dialects.openai_images import PARAMETERS, OpenAIEdits, OpenAIImages
 from qwenproxy.errors import CallerError, GenerationFailed, Severed
+from tests.dialects.golden import (
+    NOON,
+    StandingClock,
+    events,
+    golden_reply,
+    golden_stream,
+    replies,
+    scenario,
+    scenarios,
+    streamed,
+)
 
-WIRE = Path(__file__).parent.parent / "wire" / "openai_images"
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+FOLDER = "openai_images"
 FILE = "file-" + "0" * 24
-
-
-class StandingClock:
-    def now(self) -> datetime:
-        return NOON
-
-    def monotonic_s(self) -> float:
-        return 0.0
 
 
 DIALECT = OpenAIImages(StandingClock())
@@ -62,24 +58,7 @@ def refused(dialect: OpenAIImages = DIALECT, **body: Any) -> tuple[str, str | No
     return caught.value.code, caught.value.param
 
 
-def delta_of(raw: dict[str, Any]) -> Delta:
-    fields = {**raw}
-    if "usage" in fields:
-        fields["usage"] = Usage(**fields["usage"])
-    delta: Delta = getattr(chat, fields.pop("kind"))(**fields)
-    return delta
-
-
-def scenario(name: str) -> tuple[ChatRequest, list[tuple[int, Delta]]]:
-    raw = json.loads((WIRE / f"{name}.in.json").read_text(encoding="utf-8"))
-    return DIALECT.parse(raw["body"], {}), [(choice, delta_of(delta)) for choice, delta in raw["deltas"]]
-
-
-def events(stream: str) -> list[Any]:
-    return [json.loads(event.partition("data: ")[2]) for event in stream.split("\n\n") if event]
-
-
-SCENARIOS = sorted(path.name.removesuffix(".in.json") for path in WIRE.glob("*.in.json"))
+SCENARIOS = scenarios(FOLDER)
 
 
 def test_there_are_scenarios() -> None:
@@ -88,21 +67,18 @@ def test_there_are_scenarios() -> None:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_stream_is_golden_and_has_openais_types(name: str) -> None:
-    request, deltas = scenario(name)
-    encoder = DIALECT.encoder(request)
-    stream = "".join(piece for choice, delta in deltas for piece in encoder.encode(delta, choice))
-    stream += "".join(encoder.end())
-    assert stream == (WIRE / f"{name}.out.sse").read_text(encoding="utf-8")
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    stream = streamed(DIALECT, request, deltas)
+    assert stream == golden_stream(FOLDER, name)
     models = [ImageGenCompletedEvent.model_validate(event, strict=True) for event in events(stream)]
     assert len(models) == request.choices
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_reply_is_golden_and_has_openais_types(name: str) -> None:
-    request, deltas = scenario(name)
-    replies = [fold([d for c, d in deltas if c == choice]) for choice in range(request.choices)]
-    reply = DIALECT.reply(request, replies)
-    assert reply == json.loads((WIRE / f"{name}.out.json").read_text(encoding="utf-8"))
+    request, deltas = scenario(DIALECT, FOLDER, name)
+    reply = DIALECT.reply(request, replies(request, deltas))
+    assert reply == golden_reply(FOLDER, name)
     whole = ImagesResponse.model_validate(reply, strict=True)
     assert whole.data is not None
     assert len(whole.data) == request.choices
