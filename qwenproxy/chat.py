@@ -251,7 +251,7 @@ class Finished:
     reason: FinishReason
     usage: Usage = Usage()
     cut: bool = False
-    """Ended by the proxy: upstream the answer may go on."""
+    """Upstream it stands otherwise: it was ended by the proxy and may go on, or came of several rounds."""
 
 
 Delta: TypeAlias = Started | Thinking | Text | Source | Media | ToolCall | Finished

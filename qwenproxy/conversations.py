@@ -17,19 +17,19 @@ from anyio.to_thread import run_sync
 from qwenproxy.caller import Caller
 from qwenproxy.chat import ChatRequest, ConversationRef, Delta, Finished, Home, Message, UpstreamChat
 from qwenproxy.clock import Clock
-from qwenproxy.errors import StoreError, UnknownChat
+from qwenproxy.errors import StoreError, UnknownChat, UnknownPrevious, UnsupportedParameter
 from qwenproxy.exchanges import Exchange, Exchanges
 from qwenproxy.history import History
 from qwenproxy.intake import Attachments
 from qwenproxy.kept_chats import Gateway, KeptChats, Twins
-from qwenproxy.said import Said, last_question
+from qwenproxy.said import Said, last_question, new_messages
 from qwenproxy.transcript import window
 from qwenproxy.turn_order import TurnOrder
 
 log = logging.getLogger(__name__)
 
-ANSWER_PREFIX = "chatcmpl-"
-"""What completions put before the service's id of an answer."""
+ANSWER_PREFIXES = ("chatcmpl-", "resp_", "msg_")
+"""What the dialects put before the id of an answer."""
 
 
 class Conversations:
@@ -69,8 +69,13 @@ class Conversations:
         """
         ref = request.conversation
         found = None if ref is None else await self._found(ref, caller)
-        if isinstance(found, Exchange) or (found is not None and found.id and not found.regenerate):
-            request = replace(request, messages=(last_question(request),))
+        if isinstance(found, Exchange):
+            if ref is None or not ref.appends:
+                request = replace(request, messages=new_messages(request))
+        elif found is not None:
+            _check_kept(request)
+            if found.id and not found.regenerate:
+                request = replace(request, messages=(last_question(request),))
         request = await self._attachments.taken(request, caller)
         if found is None:
             answer = self._alone(request, caller, only)
@@ -110,16 +115,18 @@ class Conversations:
                 said.take(delta)
                 if isinstance(delta, Finished) and request.remember:
                     home = said.home if self._keeps_chats and not delta.cut else Home()
-                    await self._remember(said, (*request.messages, said.message), home, caller)
+                    messages = (*request.messages, said.message)
+                    await self._remember(said, request.answer_id, messages, home, caller)
                 yield delta
 
     async def _continued(
         self, before: Exchange, request: ChatRequest, caller: Caller, only: frozenset[str] | None
     ) -> AsyncGenerator[Delta]:
-        """After an earlier answer; of the request's messages the last question counts."""
+        """After an earlier answer, which the request's messages follow."""
         twin = UpstreamChat(before.home.chat_id, before.home.account_id)
-        messages = (*before.messages, last_question(request))
+        messages = _continuing(before.messages, request)
         lives = twin.id and self._twins.holds(twin) and len(messages) <= self._most
+        lives = lives and _is_one_question(before.messages, messages, request)
         home = before.home if lives else Home(before.home.account_id)
         told = await self._attachments.recalled(window(messages, self._most), caller, fetch=False)
         asked = replace(request, messages=told.messages, home=home)
@@ -137,14 +144,17 @@ class Conversations:
                                 self._twins.hold(said.upstream)
                             if request.remember:
                                 after = said.home if kept else Home()
-                                await self._remember(said, (*messages, said.message), after, caller)
+                                whole = (*messages, said.message)
+                                await self._remember(said, request.answer_id, whole, after, caller)
                         yield delta
             finally:
                 if said.started is not None and not kept and said.upstream != twin:
                     self._twins.done(said.upstream)
 
-    async def _remember(self, said: Said, messages: tuple[Message, ...], home: Home, caller: Caller) -> None:
-        await self._note(Exchange(said.response_id, messages, home), caller)
+    async def _remember(
+        self, said: Said, answer_id: str, messages: tuple[Message, ...], home: Home, caller: Caller
+    ) -> None:
+        await self._note(Exchange(answer_id or said.response_id, messages, home), caller)
 
     async def _note(self, exchange: Exchange, caller: Caller) -> None:
         """Best effort: an answer is not worth less because it cannot be continued by its id."""
@@ -161,9 +171,13 @@ class Conversations:
         if ref.is_chat:
             return ref
         try:
-            exchange = await run_sync(self._exchanges.get, ref.id.removeprefix(ANSWER_PREFIX), caller)
+            exchange = await run_sync(self._exchanges.get, _answer_id(ref.id), caller)
         except sqlite3.Error as exc:
             raise StoreError("what was answered before cannot be read") from exc
+        if ref.appends and (exchange is None or exchange.kept_chat):
+            raise UnknownPrevious(
+                "there is no such answer of the last day to go on from", param="previous_response_id"
+            )
         if exchange is None:
             return await self._chat_named(ref, caller)
         if exchange.kept_chat:
@@ -179,3 +193,34 @@ class Conversations:
                 param="conversation_id",
             ) from None
         return replace(ref, is_chat=True)
+
+
+def _answer_id(name: str) -> str:
+    prefix = next((prefix for prefix in ANSWER_PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _check_kept(request: ChatRequest) -> None:
+    """Raises: UnsupportedParameter: a kept chat has no place for calls and their results."""
+    if request.tools:
+        raise UnsupportedParameter("tools cannot be used in a chat that is kept here", param="tools")
+
+
+def _continuing(before: tuple[Message, ...], request: ChatRequest) -> tuple[Message, ...]:
+    """The conversation so far and the request's messages; of those that append, system messages come anew."""
+    if request.conversation is None or not request.conversation.appends:
+        return (*before, *request.messages)
+    system = [message for message in request.messages if message.role == "system"]
+    told = (message for message in (*before, *request.messages) if message.role != "system")
+    return (*system, *told)
+
+
+def _is_one_question(
+    before: tuple[Message, ...], messages: tuple[Message, ...], request: ChatRequest
+) -> bool:
+    """Whether all that a chat which knows `before` lacks is the last message, as it is.
+
+    Tools and formats are told at the beginning of a chat; they may have changed.
+    """
+    as_it_is = not request.tools and request.answer_format is None
+    return as_it_is and messages[:-1] == before and messages[-1].role == "user"

@@ -18,6 +18,7 @@ QwenProxyError                      500 internal_error
 │   ├── NotFetched                  400 url_not_fetched        an address in the request that gives no file
 │   ├── UnknownTask                 404 task_not_found         no such video, or another key's
 │   ├── UnknownResponse             404 response_not_found     no such stored response, or another key's
+│   ├── UnknownPrevious             400 previous_response_not_found   what a request goes on from is not known
 │   ├── KeyLimit                    429 key_limit              this key asks too often, or too much at once
 │   ├── NotFound                    404 not_found
 │   ├── MethodNotAllowed            405 method_not_allowed
@@ -144,6 +145,10 @@ class UnknownTask(CallerError):
 class UnknownResponse(CallerError):
     status = 404
     code = "response_not_found"
+
+
+class UnknownPrevious(CallerError):
+    code = "previous_response_not_found"
 
 
 class KeyLimit(CallerError):

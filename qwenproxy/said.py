@@ -22,6 +22,22 @@ from qwenproxy.chat import (
 from qwenproxy.errors import BadRequest
 
 
+def new_messages(request: ChatRequest) -> tuple[Message, ...]:
+    """What a request adds to a conversation that is remembered: its last question, or results of calls.
+
+    Raises:
+        BadRequest: nothing, or several answers are wanted.
+    """
+    since: list[Message] = []
+    for message in reversed(request.messages):
+        if message.role == "assistant":
+            break
+        since.append(message)
+    if any(message.role == "tool" for message in since):
+        return tuple(message for message in reversed(since) if message.role != "system")
+    return (last_question(request),)
+
+
 def last_question(request: ChatRequest) -> Message:
     """The new message of a request whose conversation is kept elsewhere; only one answer may follow it.
 

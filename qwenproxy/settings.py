@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     max_prompt_bytes: int = Field(
         90_000, ge=1_000, description="Largest request body; a longer prompt goes as a text document."
     )
+    max_tools_bytes: int = Field(
+        40_000,
+        ge=1_000,
+        description="Largest text that tells a model its tools; what does not fit is shortened.",
+    )
     max_history: int = Field(
         100, ge=1, le=100_000, description="Messages of a kept chat that go to the model, at most."
     )
