@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenproxy.chat import Finished, Media, Source, Started, Text, Thinking, Usage, fold
+from qwenproxy.chat import Finished, Media, Source, Started, Text, Thinking, ToolCall, Usage, fold
 
 STARTED = Started("chat", "response", "qwen3-max")
 FINISHED = Finished("stop", Usage(3, 5, 2))
@@ -24,3 +24,13 @@ def test_an_answer_may_be_empty() -> None:
 def test_half_a_stream_is_no_answer(deltas: list[Started | Text | Finished]) -> None:
     with pytest.raises(StopIteration):
         fold(deltas)
+
+
+def test_the_parts_of_an_answer_keep_their_order_and_neighbours_of_a_kind_are_one() -> None:
+    call = ToolCall("call_1", "read", "{}")
+    reply = fold(
+        [STARTED, Thinking("H"), Thinking("m"), Text("Lo"), Text("ok"), call, call, Text("."), FINISHED]
+    )
+    assert reply.parts == (Thinking("Hm"), Text("Look"), call, call, Text("."))
+    assert (reply.text, reply.calls) == ("Look.", (call, call))
+    assert fold([STARTED, Media("https://x/a.png"), FINISHED]).parts == (Media("https://x/a.png"),)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwenproxy import gateway as gateway_module
+from qwenproxy.chat import ChatRequest, ConversationRef, Message, Tool
 from qwenproxy.errors import (
     BadRequest,
     UnknownChat,
+    UnknownPrevious,
+    UnsupportedParameter,
 )
 from tests.talking import OTHER, Upstream, kept
 
@@ -116,3 +120,42 @@ async def test_chats_that_something_else_wants_stay(tmp_path: Path) -> None:
         (chat,) = proxy.conversations._twins.held()
         await proxy.conversations.forget_unwanted(lambda: frozenset([chat]))
     assert upstream.deleted == []
+
+
+def appending(*messages: Message, after: str, **more: Any) -> ChatRequest:
+    ref = ConversationRef(after, is_chat=False, appends=True)
+    return ChatRequest("qwen", messages, conversation=ref, **more)
+
+
+async def test_what_is_appended_follows_whole_under_system_messages_of_its_own(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        await proxy.talk(
+            ChatRequest("qwen", (Message("system", "Rhyme"), Message("user", "One")), answer_id="a1")
+        )
+        added = (Message("system", "Be brief"), Message("user", "Two"), Message("user", "Three"))
+        await proxy.talk(appending(*added, after="resp_a1", answer_id="a2"))
+        await proxy.talk(appending(Message("user", "Four"), after="resp_a2", answer_id="a3"))
+        await proxy.talk(appending(Message("user", "Five"), after="resp_a3"))
+    told = upstream.said[1][2]
+    assert "Rhyme" not in told
+    assert all(text in told for text in ("Be brief", "One", "Hello you 1", "Two", "Three"))
+    assert "Be brief" not in upstream.said[2][2]
+    assert upstream.said[3][1:] == ("r3", "Five"), "the same system text: the twin knows the rest"
+
+
+async def test_nothing_unknown_is_appended_to(tmp_path: Path) -> None:
+    async with kept(tmp_path, Upstream()) as proxy:
+        chat = (await proxy.ask("One")).started
+        for after in ("resp_other", f"resp_{chat.response_id}"):
+            with pytest.raises(UnknownPrevious) as caught:
+                await proxy.talk(appending(Message("user", "Two"), after=after))
+            assert caught.value.param == "previous_response_id"
+
+
+async def test_a_kept_chat_has_no_place_for_calls(tmp_path: Path) -> None:
+    async with kept(tmp_path, Upstream()) as proxy:
+        chat_id = (await proxy.ask("One")).started.conversation_id
+        with pytest.raises(UnsupportedParameter) as caught:
+            await proxy.complete("Two", after=chat_id, tools=(Tool("read"),))
+        assert caught.value.param == "tools"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwenproxy.caller import ANYBODY, Caller
-from qwenproxy.chat import Attachment, Home, Message, UpstreamChat
+from qwenproxy.chat import Attachment, Home, Message, ToolCall, UpstreamChat
 from qwenproxy.exchanges import Exchange, Exchanges
 
 GUEST = Caller("key_2", "theirs", frozenset({"chat"}))
@@ -18,7 +18,9 @@ OTHER = Caller("key_3", "others", frozenset({"chat"}))
 TALK = (
     Message("system", "Be brief"),
     Message("user", "Что это?", (Attachment("image", "https://x/a.png", "a.png"),)),
-    Message("assistant", "\x00 A cat\u2028"),
+    Message("assistant", "\x00 A cat\u2028", calls=(ToolCall("call_1", "zoom", '{"to": "Ä"}'),)),
+    Message("tool", "4x", call_id="call_1"),
+    Message("tool", "unasked"),
 )
 
 
