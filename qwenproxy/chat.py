@@ -252,6 +252,8 @@ class Finished:
     usage: Usage = Usage()
     cut: bool = False
     """Upstream it stands otherwise: it was ended by the proxy and may go on, or came of several rounds."""
+    stopped_by: str = ""
+    """The stop sequence that ended it; "": none did."""
 
 
 Delta: TypeAlias = Started | Thinking | Text | Source | Media | ToolCall | Finished

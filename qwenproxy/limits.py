@@ -42,10 +42,11 @@ def _tokens(count_bytes: int) -> int:
 class Cutter:
     """A filter over one answer's deltas. Once it is `done`, close the answer: nothing more comes out.
 
-    Of the stop sequences the one that begins first wins, however the text is cut into pieces; it is not
-    given out. Text is held back only while it could be the beginning of one. `max_tokens` counts visible
-    tokens: the service's own count where a piece tells it, else a quarter of the bytes. A piece that goes
-    past the limit is cut, in proportion. An answer that ends by itself exactly at the limit has not been cut.
+    Of the stop sequences the one that begins first wins, of those at one place the shortest, however the text
+    is cut into pieces; it is not given out, but the end names it. Text is held back only while it could be
+    the beginning of one. `max_tokens` counts visible tokens: the service's own count where a piece tells it,
+    else a quarter of the bytes. A piece that goes past the limit is cut, in proportion. An answer that ends
+    by itself exactly at the limit has not been cut.
     """
 
     def __init__(self, stop: Sequence[str] = (), max_tokens: int | None = None) -> None:
@@ -93,12 +94,13 @@ class Cutter:
 
     def _give(self, *, is_last: bool) -> Iterator[Delta]:
         """Everything that cannot belong to a stop sequence any more; ends the answer at one."""
-        found = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=None)
+        places = ((at, len(s), s) for s in self._stop if (at := self._held.find(s)) >= 0)
+        found, _, sequence = min(places, default=(None, 0, ""))
         certain = len(self._held) if is_last else self._beginning_of_stop()
         if found is not None and found <= certain:
             if found:
                 yield Text(self._held[:found], self._said_tokens)
-            yield self._cut("stop")
+            yield self._cut("stop", sequence)
             return
         if certain:
             yield Text(self._held[:certain], self._said_tokens)
@@ -114,15 +116,15 @@ class Cutter:
 
     def _finish(self, finished: Finished) -> Iterator[Delta]:
         for delta in self._give(is_last=True):
-            yield Finished("stop", finished.usage, cut=True) if isinstance(delta, Finished) else delta
+            yield replace(delta, usage=finished.usage) if isinstance(delta, Finished) else delta
         if not self.done:
             self.done = True
             yield finished
 
-    def _cut(self, reason: FinishReason) -> Finished:
+    def _cut(self, reason: FinishReason, sequence: str = "") -> Finished:
         """The service's own usage never comes now: what was given out is counted, the prompt is not."""
         self.done = True
         tokens = self._said_tokens or _tokens(self._spent)
         if self._limit is not None:
             tokens = min(tokens, self._limit // BYTES_PER_TOKEN)
-        return Finished(reason, Usage(output_tokens=tokens, estimated=True), cut=True)
+        return Finished(reason, Usage(output_tokens=tokens, estimated=True), cut=True, stopped_by=sequence)

@@ -65,17 +65,17 @@ def test_a_stop_sequence_ends_the_answer_and_is_not_given_out() -> None:
     assert cut(stream("one ST", "OP two"), ["STOP"]) == [
         STARTED,
         Text("one "),
-        Finished("stop", Usage(output_tokens=3, estimated=True), cut=True),
+        Finished("stop", Usage(output_tokens=3, estimated=True), cut=True, stopped_by="STOP"),
     ]
     assert cut([Text("one STOP", 7), Text("late")], ["STOP"]) == [
         Text("one ", 7),
-        Finished("stop", Usage(output_tokens=7, estimated=True), cut=True),
+        Finished("stop", Usage(output_tokens=7, estimated=True), cut=True, stopped_by="STOP"),
     ]
 
 
 def test_a_stop_sequence_at_the_very_beginning() -> None:
     assert cut(stream("STOP"), ["STOP"])[1:] == [
-        Finished("stop", Usage(output_tokens=1, estimated=True), cut=True)
+        Finished("stop", Usage(output_tokens=1, estimated=True), cut=True, stopped_by="STOP")
     ]
 
 
@@ -100,7 +100,14 @@ def test_the_sequence_that_begins_first_wins() -> None:
     assert text_of(cut(stream("xab"), ["b", "abcd"])) == "xa"
     given = cut(stream("xab"), ["b", "abcd"])
     # With the service's own usage, for it had ended.
-    assert end_of(given) == replace(FINISHED, cut=True)
+    assert end_of(given) == replace(FINISHED, cut=True, stopped_by="b")
+
+
+def test_of_two_sequences_at_one_place_the_end_names_the_one_that_is_whole_first() -> None:
+    for pieces in (["xab"], ["x", "a", "b"]):
+        assert end_of(cut(stream(*pieces), ["ab", "a"])).stopped_by == "a"
+    assert end_of(cut(stream("x"), ["ab", "a"])).stopped_by == ""
+    assert end_of(cut(stream("x" * 9), ["ab"], 1)).stopped_by == ""
 
 
 def expected(text: str, stop: list[str]) -> str:
@@ -120,6 +127,8 @@ def test_no_cut_changes_what_comes_before_a_stop_sequence(text: str, stop: list[
         given = cut(stream(*pieces), stop)
         assert text_of(given) == expected(text, stop)
         assert end_of(given).reason == "stop"
+        stopped_by = end_of(given).stopped_by
+        assert (stopped_by in stop and text.startswith(text_of(given) + stopped_by)) or text_of(given) == text
         assert end_of(given).usage.estimated == (text_of(given) != text) or end_of(given) == FINISHED
 
 
