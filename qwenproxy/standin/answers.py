@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from . import agent
 from .frames import Done, Frames, Head, Pause, Step
-from .marks import Switch
+from .marks import Switch, split_marks
 from .media import PICTURE_SIZES, picture
 from .memory import PASTED, Attached, Records, Turn
 
@@ -185,6 +186,17 @@ def image(scene: Scene) -> Iterator[Step]:
         yield from _image_mode(scene)
 
 
+def act(scene: Scene) -> Iterator[Step]:
+    """`agent script=NAME key=value …`: what the script says next; see `agent.py`."""
+    before = [(turn.told, "".join(turn.said)) for turn in scene.turn.before]
+    words = agent.words(scene.switch, scene.turn.told, before)
+    yield from _opening(scene)
+    if _wants_thinking(scene.turn):
+        yield from thoughts(scene)
+    yield from scene.spoken(words)
+    yield from scene.end()
+
+
 def thoughts(scene: Scene) -> Iterator[Step]:
     """One thinking segment in the format asked for; ends early when told to skip (protocol §4.6)."""
     wanted = scene.turn.feature.get("thinking_format", "summary")
@@ -304,16 +316,27 @@ TALKS: dict[str, Talk] = {
     "count": count,
     "search": search,
     "image": image,
+    agent.MARK: act,
 }
 
 
 def talk_for(turn: Turn, marks: list[Switch]) -> tuple[Talk, Switch]:
     """The talk the last mark asks for, else the one the chat's type calls for."""
-    for switch in reversed(marks):
-        if switch.name in TALKS:
-            return TALKS[switch.name], switch
+    switch = _last_talk(marks) or _script_played(turn)
+    if switch is not None:
+        return TALKS[switch.name], switch
     if turn.chat.chat_type not in DRAWING and REPEATED.search(turn.prompt):
         return repeat, Switch("repeat", {})
     by_type = {"search": "search", **dict.fromkeys(DRAWING, "image")}
     name = by_type.get(turn.chat.chat_type, "plain")
     return TALKS[name], Switch(name, {})
+
+
+def _last_talk(marks: list[Switch]) -> Switch | None:
+    return next((switch for switch in reversed(marks) if switch.name in TALKS), None)
+
+
+def _script_played(turn: Turn) -> Switch | None:
+    """The script that the chat's earlier turns began: a tool's result may come alone."""
+    begun = _last_talk([mark for earlier in turn.before for mark in split_marks(earlier.told)[1]])
+    return begun if begun is not None and begun.name == agent.MARK else None

@@ -37,6 +37,12 @@ def split_marks(prompt: str) -> tuple[str, list[Switch]]:
     return _MARK.sub("", prompt).strip(), [_switch(found.group(1)) for found in _MARK.finditer(prompt)]
 
 
+def behind_last(text: str, name: str) -> str:
+    """What stands behind the last mark of that name; "" where there is none."""
+    ends = [found.end() for found in _MARK.finditer(text) if _switch(found.group(1)).name == name]
+    return text[ends[-1] :] if ends else ""
+
+
 def _switch(text: str) -> Switch:
     try:
         words = shlex.split(text)

@@ -158,6 +158,15 @@ class Task:
     error: str = ""
 
 
+def content_of(message: dict[str, Any]) -> str:
+    """The words of a message, which stand in a string or in parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+
+
 @dataclass(slots=True)
 class Turn:
     """One question and its answer."""
@@ -193,6 +202,12 @@ class Turn:
             found.append(turn)
             turn = turn.chat.turns.get(turn.parent_id)
         return found[::-1]
+
+    @property
+    def told(self) -> str:
+        """What the model reads: the message, or the document it came as, the stand-in's marks included."""
+        documents = (file.text for file in self.files if file.name.startswith(PASTED))
+        return next(documents, content_of(self.message))
 
     @property
     def meta(self) -> dict[str, Any]:

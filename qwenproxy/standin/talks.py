@@ -20,7 +20,7 @@ from .faults import DIALOG, NAMES, REFUSALS, challenged, spoiled
 from .frames import Done, Frames, Head, Hold, Pause, Step
 from .marks import Switch, split_marks
 from .media import PICTURE_SIZES
-from .memory import Chat, Records, Session, Turn
+from .memory import Chat, Records, Session, Turn, content_of
 from .objects import Objects
 from .replies import ACTUAL_STATUS, busy, enveloped, refused, request_id
 from .videos import Videos
@@ -77,7 +77,7 @@ class Talks:
             return TurnStream(self._records, turn, iter([Head(), over]), request_id(request), replay=True)
         turn.said.clear()
         turn.thoughts.clear()
-        marks = [*_marks_of_files(turn), *split_marks(_content(turn.message))[1]]
+        marks = [*_marks_of_files(turn), *split_marks(content_of(turn.message))[1]]
         return TurnStream(self._records, turn, self._steps(turn, marks, []), request_id(request), replay=True)
 
     async def stop(self, request: Request, account: str) -> Response:
@@ -127,7 +127,7 @@ class Talks:
             return self._parent_gone(request, str(parent))
         if chat.busy():
             return busy(request)
-        content = _content(message)
+        content = content_of(message)
         limit = self._records.options.max_prompt_chars
         if len(content) > limit:
             code = self._records.options.too_long_code
@@ -213,14 +213,6 @@ async def read_object(request: Request) -> JSONObject | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _content(message: JSONObject) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
 class TurnStream(Response):
