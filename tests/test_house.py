@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from qwenproxy import errors
 from qwenproxy.dialects import native, openai_images, openai_speech, openai_videos
-from qwenproxy.dialects.openai_chat import PARAMETERS
+from qwenproxy.dialects.chat_parameters import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, create_app
 from qwenproxy.settings import Settings, variable_of
@@ -30,8 +30,9 @@ LAYERS = (
     "audio film public_address data_url dialects.parts dialects.fields "
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
-    "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base browser.install",
-    "incoming accounts.healing questions dashboard api_keys database history_index",
+    "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base "
+    "dialects.chat_parameters browser.install",
+    "dialects.chat_tools tokens incoming accounts.healing questions dashboard api_keys database history_index",
     "file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
@@ -87,6 +88,8 @@ PURE = {
     "qwen.failures",
     "dialects.base",
     "dialects.openai_chat",
+    "dialects.chat_parameters",
+    "dialects.chat_tools",
     "dialects.openai_videos",
     "dialects.openai_speech",
     "dialects.native",
@@ -128,6 +131,7 @@ ONLY_IN = {
     "questionary": ("questions",),
     "alibabacloud_oss_v2": ("qwen.object_storage",),
     "requests": ("qwen.object_storage",),
+    "tiktoken": ("tokens",),
     "prompt_toolkit": ("keys", "questions"),
 }
 """Libraries whose types do not cross the border of these modules."""

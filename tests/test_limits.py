@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwenproxy.chat import Delta, Finished, Media, Source, Started, Text, Thinking, Usage
-from qwenproxy.limits import Cutter, Meter
+from qwenproxy.chat import Delta, Finished, Media, Source, Started, Text, Thinking, ToolCall, Usage
+from qwenproxy.limits import Count, Cutter, Meter, by_bytes, estimated_tokens
 
 STARTED = Started("c1", "r1", "m")
 USAGE = Usage(10, 20, 5)
@@ -204,20 +204,72 @@ def test_no_cut_changes_how_much_is_given_out(pieces: list[str], max_tokens: int
 # ---- usage that the service did not tell ----
 
 
-def metered(prompt: str, deltas: Iterable[Delta]) -> Usage:
-    meter = Meter(prompt)
+def words(text: str) -> int:
+    """Counts nothing that a quarter of the bytes would."""
+    return len(text.split())
+
+
+def metered(prompt: str, deltas: Iterable[Delta], *count: Count) -> Usage:
+    meter = Meter(prompt, *count)
     return end_of([meter.read(delta) for delta in deltas]).usage
 
 
 def test_usage_that_was_told_stays() -> None:
-    assert metered("x" * 400, stream("Hello")) == USAGE
+    assert metered("x" * 400, stream("Hello"), words) == USAGE
+    assert metered("x", [STARTED, Media("u"), Finished("stop", Usage(9))], words) == Usage(9)
 
 
 def test_usage_that_was_not_told_is_a_quarter_of_the_bytes_and_says_so() -> None:
     deltas: list[Delta] = [STARTED, Thinking("т" * 10), Text("y" * 21), Finished("stop")]
-    assert metered("x" * 400, deltas) == Usage(100, 11, 0, estimated=True)
+    assert metered("x" * 400, deltas) == Usage(100, 11, 5, estimated=True)
+
+
+def test_thoughts_texts_and_calls_are_counted_each_whole() -> None:
+    deltas: list[Delta] = [
+        STARTED,
+        Thinking("one tw"),
+        Thinking("o three"),
+        Text("fo"),
+        Source(1, "https://example.org", "not counted at all"),
+        Text("ur five"),
+        Finished("stop"),
+    ]
+    assert metered("a b", deltas, words) == Usage(2, 5, 3, estimated=True)
+    call = ToolCall("call_1", "read", '{"path": "a b"}')
+    with_call = metered("a b", [STARTED, call, Finished("tool_calls")], words)
+    assert with_call.output_tokens > words(call.arguments)
+
+
+def test_what_the_service_did_tell_is_kept_beside_the_estimate() -> None:
+    deltas: list[Delta] = [STARTED, Text("one two"), Finished("stop", Usage(0, 40, 30))]
+    assert metered("a b c", deltas, words) == Usage(3, 40, 30, estimated=True)
+    deltas = [STARTED, Text("one two"), Finished("stop", Usage(50))]
+    assert metered("a b c", deltas, words) == Usage(50, 2, 0, estimated=True)
 
 
 def test_an_answer_that_was_cut_keeps_its_count_and_gets_its_prompts() -> None:
     cut_off = Finished("length", Usage(output_tokens=7, estimated=True), cut=True)
     assert metered("x" * 401, [STARTED, Text("y"), cut_off]) == Usage(101, 7, 0, estimated=True)
+    # The cutter counts what is visible; what was thought comes on top.
+    thought: list[Delta] = [STARTED, Thinking("one two"), Text("y"), cut_off]
+    assert metered("a", thought, words) == Usage(1, 9, 2, estimated=True)
+
+
+def test_of_a_long_text_samples_are_counted() -> None:
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return text.count("a")
+
+    assert estimated_tokens("ab" * 100_000, count) == 100_000
+    assert counted == [200_000]
+    counted.clear()
+    uneven = "a" * 1_000_000 + "b" * 3_000_001
+    assert estimated_tokens(uneven, count) == pytest.approx(1_000_000, rel=0.01)
+    assert sum(counted) == 200_000
+
+
+@given(st.text(max_size=50))
+def test_a_quarter_of_the_bytes(text: str) -> None:
+    assert by_bytes(text) == -(-len(text.encode()) // 4)
