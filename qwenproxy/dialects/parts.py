@@ -12,6 +12,9 @@ Every form that a client may write such a part in is read here, and means the sa
 | `{"type": "image", "image": url}`, `{"type": "file", "file": url}` | FreeQwenApi (seed 004) |
 | `{"type": "file", "file_url": {"url"}}` | qwen-free-api, glm-free-api (seeds 000 and 003) |
 | `{"type": "video_url", "video_url": {"url"}}`, `{"type": "video", "video": url}` | Qwen's own API |
+| `{"type": "image", "source": {"type": "base64", "media_type", "data"}}` | Anthropic's Messages |
+| the same with the source `{"type": "url", "url"}` or `{"type": "file", "file_id"}` | the same |
+| `{"type": "document", "source", "title"}`, with those sources | the same |
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ KINDS: Final[Mapping[str, AttachmentKind]] = MappingProxyType(
         "image_url": "image",
         "image": "image",
         "input_image": "image",
+        "document": "file",
         "file": "file",
         "input_file": "file",
         "input_audio": "file",
@@ -44,6 +48,7 @@ KINDS: Final[Mapping[str, AttachmentKind]] = MappingProxyType(
 ADDRESSES: Final = ("url", "image_url", "file_url", "file_data", "data")
 """Where such a part has its address, or the content itself; first come, first read."""
 URL_CHARACTERS: Final = 8192
+MEDIA_TYPE: Final = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,100}", re.ASCII)
 BASE64: Final = re.compile(r"[A-Za-z0-9+/\s]{64}")
 """How content without `data:` begins; no path of a file is that long without a dot."""
 
@@ -95,6 +100,8 @@ def attachment_of(part: Mapping[str, Any], place: str) -> Attachment | None:
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in KINDS:
         return None
+    if isinstance(part.get("source"), dict):
+        return Attachment(KINDS[kind], _sourced(part["source"], place), _text(part, "title"), place)
     held = part.get(kind)
     if isinstance(held, str):
         return Attachment(KINDS[kind], address_of(held, place), place=place)
@@ -150,6 +157,21 @@ def _address(holder: Mapping[str, Any]) -> Any:
         if value is not None:
             return value.get("url") if isinstance(value, dict) else value
     return None
+
+
+def _sourced(source: Mapping[str, Any], place: str) -> str:
+    """Anthropic's `source`: an address, a file's id, or the content in base64."""
+    kind = source.get("type")
+    if kind == "url":
+        return address_of(source.get("url"), place)
+    if kind == "file":
+        return _file(_text(source, "file_id"), place)
+    if kind != "base64":
+        raise BadRequest(f"{place} has a source that is none of base64, url and file", param=place)
+    data, media_type = _text(source, "data"), _text(source, "media_type")
+    if not data or not MEDIA_TYPE.fullmatch(media_type):
+        raise BadRequest(f"{place} must have a media_type and data in base64 as its source", param=place)
+    return f"data:{media_type};base64,{data}"
 
 
 def _file(file_id: str, place: str) -> str:

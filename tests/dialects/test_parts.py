@@ -53,6 +53,23 @@ FORMS: list[tuple[dict[str, Any], Attachment]] = [
     ({"type": "input_audio", "input_audio": {"data": DATA}}, Attachment("file", DATA)),
     ({"type": "video_url", "video_url": {"url": PICTURE}}, Attachment("file", PICTURE)),
     ({"type": "video", "video": PICTURE}, Attachment("file", PICTURE)),
+    (
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+        Attachment("image", DATA),
+    ),
+    ({"type": "image", "source": {"type": "url", "url": PICTURE}}, Attachment("image", PICTURE)),
+    ({"type": "image", "source": {"type": "file", "file_id": FILE_ID}}, Attachment("image", FILE)),
+    (
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+            "title": "a.pdf",
+            "citations": {"enabled": True},
+        },
+        Attachment("file", "data:application/pdf;base64,JVBERi0=", "a.pdf"),
+    ),
+    ({"type": "document", "source": {"type": "url", "url": PICTURE}}, Attachment("file", PICTURE)),
+    ({"type": "document", "source": {"type": "file", "file_id": FILE_ID}}, Attachment("file", FILE)),
 ]
 
 
@@ -97,6 +114,15 @@ WRONG: list[tuple[dict[str, Any], type[CallerError]]] = [
     ({"type": "input_file", "file_id": "../../../etc/passwd"}, UnknownFile),
     ({"type": "input_audio", "input_audio": {"format": "wav"}}, BadRequest),
     ({"type": "input_audio", "input_audio": {"data": ["UklGRg=="]}}, BadRequest),
+    ({"type": "image", "source": {}}, BadRequest),
+    ({"type": "image", "source": "x"}, BadRequest),
+    ({"type": "image", "source": {"type": "base64", "data": "iVBORw0KGgo="}}, BadRequest),
+    ({"type": "image", "source": {"type": "base64", "media_type": "image/png"}}, BadRequest),
+    ({"type": "image", "source": {"type": "base64", "media_type": "a;b/c,d", "data": "x"}}, BadRequest),
+    ({"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}, UnsupportedParameter),
+    ({"type": "document", "source": {"type": "text", "data": "x"}}, BadRequest),
+    ({"type": "document", "source": {"type": "file", "file_id": "file_011"}}, UnknownFile),
+    ({"type": "document"}, BadRequest),
 ]
 
 
