@@ -14,25 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
-import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qwenproxy import store
 from qwenproxy.caller import SCOPES, Caller, Scope
-from qwenproxy.errors import SessionDamaged
-from qwenproxy.settings import SettingsError
-
-log = logging.getLogger(__name__)
+from qwenproxy.watched_file import WatchedFile
 
 NAME: Final = "Authorization.txt"
-LARGEST_BYTES: Final = 1024 * 1024
 LONGEST_KEY: Final = 1024
 GOOD_CHARACTERS: Final = 16
 """A shorter key can be guessed."""
@@ -197,7 +189,18 @@ class KeyRing:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Touches nothing. The first of `paths` is ours: it gets the template, and is kept private."""
-        self._files = [_KeyFile(path) for path in paths]
+        self._files = [
+            WatchedFile[tuple[ApiKey, ...]](
+                path,
+                parse,
+                (),
+                what="the API keys",
+                template=TEMPLATE,
+                kept="the keys it had still count",
+                counted=lambda keys: counted(len(keys)),
+            )
+            for path in paths
+        ]
         self.run_key: Final = secrets.token_urlsafe(32)
         """Of this run, for this computer's own commands: whoever may read the session folder."""
         self._own = ApiKey(digest_of(self.run_key), Caller(name="this computer"))
@@ -246,100 +249,14 @@ class KeyRing:
     def open_to_others(self) -> Iterator[str]:
         """The names of the files that other users of this computer may read."""
         for file in self._files:
-            if file.open_to_others():
+            if file.value and file.open_to_others():
                 yield file.name
 
     def _unite(self) -> None:
         united: dict[bytes, ApiKey] = {}
-        for key in (key for file in self._files for key in file.keys):
+        for key in (key for file in self._files for key in file.value):
             united.setdefault(key.digest, key)
         self._keys = tuple(united.values())
-
-
-class _KeyFile:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.name = f"{path.parent.name}/{path.name}"
-        self.keys: tuple[ApiKey, ...] = ()
-        self._taken: object = None
-        """What it was when its keys were read."""
-        self._seen: object = None
-        """What it was when it was last looked at."""
-        self._complaint = ""
-
-    def make(self) -> None:
-        """A template where nothing is; what is there is closed to others."""
-        create = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        try:
-            store.make_folder(self._path.parent)
-            # Never a replace: somebody may be writing the first key just now.
-            with os.fdopen(os.open(self._path, create, store.FILE_MODE), "w", encoding="utf-8") as file:
-                file.write(TEMPLATE)
-        except FileExistsError:
-            with suppress(OSError):
-                store.make_private(self._path)
-        except OSError as exc:
-            log.warning("%s cannot be written: %s", self.name, exc.strerror)
-
-    def read(self) -> None:
-        """Raises: SettingsError."""
-        self._taken = self._seen = self._stamp()
-        self.keys = self._read()
-        self._complaint = ""
-
-    def look(self) -> None:
-        stamp = self._stamp()
-        settled, self._seen = stamp == self._seen, stamp
-        if stamp == self._taken or not settled:
-            return
-        self._taken = stamp
-        try:
-            if stamp is None and self.keys:
-                raise SettingsError(f"{self.name} is gone")
-            before, self.keys = self.keys, self._read()
-        except SettingsError as exc:
-            if str(exc) != self._complaint:
-                self._complaint = str(exc)
-                log.error("%s; the keys it had still count", exc)
-            return
-        self._complaint = ""
-        if self.keys != before:
-            log.info("%s was read again: %s", self.name, counted(len(self.keys)))
-
-    def open_to_others(self) -> bool:
-        """Whether it holds keys that others may read."""
-        if os.name == "nt" or not self.keys:
-            return False
-        try:
-            return bool(self._path.stat().st_mode & 0o077)
-        except OSError:
-            return False
-
-    def _stamp(self) -> object:
-        """Differs whenever the file changed, its rights included; None when there is none."""
-        try:
-            found = self._path.lstat()
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            return exc.errno
-        return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
-
-    def _read(self) -> tuple[ApiKey, ...]:
-        """Raises: SettingsError."""
-        try:
-            raw = store.read_bytes(self._path) or b""
-            if len(raw) > LARGEST_BYTES:
-                raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MiB")
-            return parse(raw.decode("utf-8-sig"))
-        except SessionDamaged as exc:
-            cause = exc.__cause__
-            why = cause.strerror if isinstance(cause, OSError) else "it is not a plain file"
-        except UnicodeDecodeError:
-            why = "it is not UTF-8 text"
-        except ValueError as exc:
-            why = str(exc)
-        raise SettingsError(f"the API keys of {self.name} cannot be used: {why}")
 
 
 def counted(number: int) -> str:

@@ -31,8 +31,9 @@ LAYERS = (
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base "
-    "dialects.chat_parameters browser.install",
-    "dialects.chat_tools tokens incoming accounts.healing questions dashboard api_keys database history_index",
+    "browser.install",
+    "dialects.chat_parameters dialects.chat_tools "
+    "tokens watched_file incoming accounts.healing questions dashboard api_keys database history_index",
     "file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "

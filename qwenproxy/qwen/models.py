@@ -159,6 +159,12 @@ def resolve(
     return found
 
 
+def is_known(name: str, live: Sequence[Model]) -> bool:
+    """Whether `resolve` finds what serves `name`, without the default standing in."""
+    wanted = name.strip().lower()
+    return wanted in {"", DEFAULT_NAME} or _find(wanted, live) is not None
+
+
 def _find(wanted: str, live: Sequence[Model]) -> Model | None:
     by_id = {model.id.lower(): model for model in live}
     target = ALIASES.get(wanted)
