@@ -1,4 +1,4 @@
-"""Agents through the whole proxy: every script of the stand-in, right or malformed, over the official SDKs."""
+"""Agents through the whole proxy: every script of the stand-in, over the official SDKs."""
 
 from __future__ import annotations
 
