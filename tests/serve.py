@@ -143,6 +143,11 @@ class Standin:
     def chats(self) -> list[str]:
         return [chat for chats in self.state()["chats"].values() for chat in chats]
 
+    def booted(self, *people: str) -> bool:
+        """Whether each one's newest sign-in has a booted page: who asks before meets a human check."""
+        newest = {session["account"]: session["booted"] for session in self.state()["sessions"]}
+        return all(newest[person] for person in people)
+
     def fault(self, name: str, **params: Any) -> None:
         """The next matching call fails so; `times`, `on` and `account` narrow or widen it."""
         self._control("POST", "faults", {"name": name, **params})
@@ -292,9 +297,10 @@ class Proxy:
 def running_proxy(
     folder: Path, standin: Standin, accounts: tuple[str, ...] = ("one@example.com",), **settings: object
 ) -> Iterator[Proxy]:
-    """`python -m qwenproxy serve` on a free port, signed in to the stand-in, once it is ready."""
+    """`python -m qwenproxy serve` on a free port, signed in to the stand-in, its pages booted."""
     write_session(folder / "session", standin, accounts)
     with running_proxy_of(folder, standin, **settings) as proxy:
+        until(lambda: standin.booted(*accounts), 60)
         yield proxy
 
 

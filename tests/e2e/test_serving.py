@@ -51,7 +51,10 @@ class Serving:
 
     @asynccontextmanager
     async def __call__(self, *people: str) -> AsyncIterator[httpx.AsyncClient]:
-        """A client of the proxy, which has these people's accounts in turn, and nothing is known of them."""
+        """A client of the proxy, which has these people's accounts in turn, and nothing is known of them.
+
+        Their pages have booted: on a loaded computer the proxy may not wait for one to its end.
+        """
         self.standin.reset(sessions=False)
         registry = Registry(self.session, SystemClock())
         for person in BOTH:
@@ -59,7 +62,8 @@ class Serving:
             registry.update(self.ids[person], partial(replace, paused=person not in people))
         async with client(self.proxy) as http:
             with anyio.fail_after(DEADLINE_S):
-                while await self._in_turn(http) != {self.ids[person] for person in people}:
+                ids = {self.ids[person] for person in people}
+                while await self._in_turn(http) != ids or not self.standin.booted(*people):
                     await anyio.sleep(0.05)
             yield http
 

@@ -107,7 +107,14 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         running_proxy(folder, standin, (ONE, TWO), stay_up=1) as proxy,
         httpx.Client(base_url=proxy.base, timeout=60) as http,
     ):
+        # What is kept of the sign-ins once their pages have booted is not what a test has changed.
+        until(lambda: all("holdsUntil" in row for row in stored(folder / "session")))
         yield Serving(proxy, standin, folder / "session", http)
+
+
+def stored(session: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((session / "tokens.json").read_text())
+    return rows
 
 
 @pytest.fixture
