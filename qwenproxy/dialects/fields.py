@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from qwenproxy.chat import Tool
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import Draft202012Validator, validator_for
+
+from qwenproxy.chat import AnswerFormat, Tool
 from qwenproxy.errors import BadRequest
 
 DEFAULT_MODEL: Final = "qwen"
@@ -37,23 +40,23 @@ def flag(given: Mapping[str, Any], name: str, within: str = "") -> bool | None:
     return value
 
 
-def count(given: Mapping[str, Any], name: str, most: int | None = None) -> int | None:
+def count(given: Mapping[str, Any], name: str, most: int | None = None, within: str = "") -> int | None:
     """A whole number above 0, or None where it is not said. Raises: BadRequest."""
     value = given.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadRequest(f"{name} must be a whole number above 0", param=name)
+        raise BadRequest(f"{within}{name} must be a whole number above 0", param=within + name)
     if most is not None and value > most:
-        raise BadRequest(f"{name} must be at most {most}", param=name)
+        raise BadRequest(f"{within}{name} must be at most {most}", param=within + name)
     return value
 
 
-def mapping(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def mapping(given: Mapping[str, Any], name: str, within: str = "") -> Mapping[str, Any]:
     """An object, an empty one where it is not said. Raises: BadRequest."""
     value = given.get(name, {})
     if not isinstance(value, dict):
-        raise BadRequest(f"{name} must be an object", param=name)
+        raise BadRequest(f"{within}{name} must be an object", param=within + name)
     return value
 
 
@@ -100,3 +103,23 @@ def tool(raw: Mapping[str, Any], place: str, schema: str = "parameters") -> Tool
     if parameters is not None and not isinstance(parameters, dict):
         raise BadRequest(f"{place}.{schema} must be a JSON Schema", param=f"{place}.{schema}")
     return Tool(name, description or "", parameters or {})
+
+
+def answer_format(raw: Mapping[str, Any], place: str) -> AnswerFormat:
+    """The JSON that an answer must be, of which `raw` holds `schema` and perhaps name and description.
+
+    Raises:
+        BadRequest: there is no schema of an object in it.
+    """
+    schema, name, description = raw.get("schema"), raw.get("name"), raw.get("description")
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        raise BadRequest(f"{place}.schema must be the JSON Schema of an object", param=f"{place}.schema")
+    for field, value in (("name", name), ("description", description)):
+        if value is not None and not isinstance(value, str):
+            raise BadRequest(f"{place}.{field} must be a string", param=f"{place}.{field}")
+    try:
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+    except SchemaError as exc:
+        told = f"{place}.schema is no JSON Schema: at {exc.json_path}: {exc.message[:200]}"
+        raise BadRequest(told, param=f"{place}.schema") from None
+    return AnswerFormat(schema, name or "", description or "")

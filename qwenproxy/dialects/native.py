@@ -85,6 +85,10 @@ class NativeChat:
 
     def _said_as_openai_does(self, body: Mapping[str, Any]) -> ChatRequest:
         """All but the conversation."""
+        for name in ("tools", "functions"):
+            if body.get(name):
+                told = f"{name}: a chat that is kept here has no place for calls and their results"
+                raise UnsupportedParameter(told, param=name)
         shared = {name: value for name, value in body.items() if name not in OWN_NAMES}
         request = self._openai.parse({**shared, "messages": list(ANY_MESSAGES)}, {})
         if request.choices > 1:

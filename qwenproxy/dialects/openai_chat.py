@@ -1,20 +1,21 @@
 """OpenAI's Chat Completions.
 
-What is done with each request parameter stands in `PARAMETERS`; the README's table is held equal to it.
+What is done with each request parameter stands in `chat_parameters.py`, tools in `chat_tools.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 from qwenproxy.chat import (
+    AnswerFormat,
     ChatRequest,
     ConversationRef,
     Delta,
     Finished,
-    FinishReason,
     Media,
     Message,
     Reply,
@@ -29,92 +30,23 @@ from qwenproxy.chat import (
 )
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Dialect, Encoder, Json, frame, json_text
-from qwenproxy.dialects.fields import MOST_STOPS, count, flag, mapping, model, stop, thinks_by_effort
+from qwenproxy.dialects.chat_parameters import MOST_CHOICES, refuse
+from qwenproxy.dialects.chat_tools import CallForm, calls_of, offer, result_of
+from qwenproxy.dialects.fields import answer_format, count, flag, mapping, model, stop, thinks_by_effort
 from qwenproxy.dialects.parts import text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
 
-Treatment = Literal["honoured", "ignored", "refused"]
-
-MOST_CHOICES: Final = 8
-"""Each choice is a whole answer of the service, on a slot of its own."""
 DONE: Final = "data: [DONE]\n\n"
-
-PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
-    {
-        "messages": ("honoured", "text, and the parts of *Files and pictures*"),
-        "prompt": ("honoured", "without `messages`: draws, as `/v1/images/generations` does"),
-        "model": ("honoured", "none: `qwen`, the default model"),
-        "stream": ("honoured", ""),
-        "stream_options": ("honoured", "`include_usage`"),
-        "n": ("honoured", f"1 to {MOST_CHOICES}; each choice is an answer of its own"),
-        "stop": ("honoured", f"a string or up to {MOST_STOPS}; done by the proxy"),
-        "max_tokens": ("honoured", "done by the proxy"),
-        "max_completion_tokens": ("honoured", "wins over `max_tokens`"),
-        "reasoning_effort": ("honoured", "`none` and `minimal` turn thinking off, the others on"),
-        "enable_thinking": ("honoured", "wins over `reasoning_effort`"),
-        "chat_template_kwargs": ("honoured", "`enable_thinking`"),
-        "thinking_budget": ("honoured", "tokens"),
-        "conversation_id": (
-            "honoured",
-            "the `id` of an answer of the last day, or a chat's; of `messages` the last question counts",
-        ),
-        "chat_id": ("honoured", "the same"),
-        "chatId": ("honoured", "the same"),
-        "parent_id": ("honoured", "with a chat: the stored message to continue from"),
-        "parentId": ("honoured", "the same"),
-        "store": ("honoured", "`false`: the answer cannot be continued by its `id`"),
-        "temperature": ("ignored", "the web service has no such knob"),
-        "top_p": ("ignored", "the web service has no such knob"),
-        "seed": ("ignored", "the web service has no such knob"),
-        "presence_penalty": ("ignored", "the web service has no such knob"),
-        "frequency_penalty": ("ignored", "the web service has no such knob"),
-        "logit_bias": ("ignored", "the web service has no such knob"),
-        "verbosity": ("ignored", "the web service has no such knob"),
-        "user": ("ignored", ""),
-        "metadata": ("ignored", ""),
-        "service_tier": ("ignored", ""),
-        "safety_identifier": ("ignored", ""),
-        "moderation": ("ignored", "the service moderates by itself"),
-        "prompt_cache_key": ("ignored", ""),
-        "prompt_cache_options": ("ignored", ""),
-        "prompt_cache_retention": ("ignored", ""),
-        "parallel_tool_calls": ("ignored", "says nothing without tools"),
-        "tools": ("refused", "an empty list is ignored"),
-        "tool_choice": ("refused", "`none` and `auto` are ignored"),
-        "functions": ("refused", "an empty list is ignored"),
-        "function_call": ("refused", "`none` and `auto` are ignored"),
-        "response_format": ("refused", '`{"type": "text"}` is ignored'),
-        "logprobs": ("refused", "`false` is ignored"),
-        "top_logprobs": ("refused", "`0` is ignored"),
-        "modalities": ("refused", '`["text"]` is ignored'),
-        "audio": ("refused", ""),
-        "prediction": ("refused", ""),
-        "web_search_options": ("refused", ""),
-        "enable_search": ("refused", "`false` is ignored"),
-        "previous_response_id": ("refused", "`conversation_id` does it here"),
-    }
-)
-"""Every parameter with a meaning. One that is not listed is ignored; `null` is the same as absent."""
-
-HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
-    {
-        "tools": ([],),
-        "functions": ([],),
-        "tool_choice": ("none", "auto"),
-        "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "modalities": (["text"],),
-        "enable_search": (False,),
-    }
-)
-"""The values of refused parameters that ask for nothing."""
 
 ROLES: Final[Mapping[str, Role]] = MappingProxyType(
     {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 )
 TOOL_ROLES: Final = frozenset({"tool", "function"})
+THINKING_TYPES: Final[Mapping[str, bool | None]] = MappingProxyType(
+    {"enabled": True, "disabled": False, "adaptive": None, "auto": None}
+)
+HUSHED: Final = "hushed"
+"""In a request's echo: the client does not want to see what the model thinks."""
 TEXTS: Final = ("text", "refusal")
 """Parts of a message that are text."""
 ERROR_TYPES: Final[Mapping[int, str]] = MappingProxyType(
@@ -134,35 +66,41 @@ class OpenAIChat:
         given = {name: value for name, value in body.items() if value is not None}
         if self._drawings is not None and "prompt" in given and "messages" not in given:
             return self._drawings.parse(body, params)
-        _refuse(given)
+        refuse(given)
+        offered = offer(given)
         return ChatRequest(
             model=model(given),
             messages=_messages(given),
             stream=flag(given, "stream") or False,
             thinking=_thinking(given),
-            thinking_budget=count(given, "thinking_budget"),
+            thinking_budget=_budget(given),
             max_tokens=count(given, "max_completion_tokens") or count(given, "max_tokens"),
             stop=stop(given),
             choices=count(given, "n", MOST_CHOICES) or 1,
             include_usage=flag(mapping(given, "stream_options"), "include_usage", "stream_options.") or False,
             conversation=_conversation(given),
             remember=flag(given, "store") is not False,
+            tools=offered.tools,
+            tool_choice=offered.choice,
+            answer_format=_answer_format(given),
+            search=_searches(given) or offered.searches,
+            echo={**offered.echo, **({HUSHED: True} if _hides_thinking(given) else {})},
         )
 
     def encoder(self, request: ChatRequest) -> Encoder:
         if self._drawings is not None and request.drawing is not None:
             return self._drawings.encoder(request)
-        return ChunkEncoder(self._created(), include_usage=request.include_usage)
+        return ChunkEncoder(self._created(), request)
 
     def reply(self, request: ChatRequest, replies: Sequence[Reply]) -> Json:
         if self._drawings is not None and request.drawing is not None:
             return self._drawings.reply(request, replies)
         return {
-            "id": _answer_id(replies[0].started),
+            "id": _answer_id(request, replies[0].started),
             "object": "chat.completion",
             "created": self._created(),
             "model": replies[0].started.model,
-            "choices": [_choice(index, reply) for index, reply in enumerate(replies)],
+            "choices": [_choice(index, reply, request.echo) for index, reply in enumerate(replies)],
             "usage": _usage([reply.finished.usage for reply in replies]),
         }
 
@@ -179,15 +117,18 @@ class ChunkEncoder:
     What is the same in every chunk is written once: some thousand chunks a second pass here.
     """
 
-    def __init__(self, created: int, *, include_usage: bool) -> None:
+    def __init__(self, created: int, request: ChatRequest) -> None:
         self._created = created
-        self._include_usage = include_usage
+        self._request = request
+        self._form = CallForm(request.echo)
+        self._hides_thinking = bool(request.echo.get(HUSHED))
         self._head = ""
-        self._tail = "}]" + (',"usage":null' if include_usage else "") + "}\n\n"
+        self._tail = "}]" + (',"usage":null' if request.include_usage else "") + "}\n\n"
         self._model = ""
         self._id = ""
         self._usages: list[Usage] = []
         self._spoken: set[int] = set()
+        self._called: Counter[int] = Counter()
 
     def encode(self, delta: Delta, choice: int = 0) -> list[str]:
         match delta:
@@ -195,6 +136,8 @@ class ChunkEncoder:
                 self._spoken.add(choice)
                 return [self._chunk(choice, '{"content":' + json_text(delta.text) + "}")]
             case Thinking():
+                if self._hides_thinking:
+                    return []
                 return [self._chunk(choice, '{"reasoning_content":' + json_text(delta.text) + "}")]
             case Started():
                 return [self._start(choice, delta)]
@@ -205,13 +148,15 @@ class ChunkEncoder:
                 self._spoken.add(choice)
                 return [self._chunk(choice, json_text({"content": text}))]
             case ToolCall():
-                return []
+                pieces = self._form.deltas(self._called[choice], delta)
+                self._called[choice] += 1
+                return [self._chunk(choice, piece) for piece in pieces]
             case Finished():
                 self._usages.append(delta.usage)
-                return [self._chunk(choice, "{}", delta.reason)]
+                return [self._chunk(choice, "{}", self._form.finish_reason(delta.reason))]
 
     def end(self) -> list[str]:
-        if not self._include_usage:
+        if not self._request.include_usage:
             return [DONE]
         chunk = {
             "id": self._id,
@@ -228,7 +173,7 @@ class ChunkEncoder:
 
     def _start(self, choice: int, started: Started) -> str:
         if not self._id:
-            self._id = _answer_id(started)
+            self._id = _answer_id(self._request, started)
             self._model = started.model
             self._head = (
                 f'data: {{"id":{json_text(self._id)},"object":"chat.completion.chunk",'
@@ -236,7 +181,7 @@ class ChunkEncoder:
             )
         return self._chunk(choice, '{"role":"assistant","content":"","refusal":null}')
 
-    def _chunk(self, choice: int, delta: str, reason: FinishReason | None = None) -> str:
+    def _chunk(self, choice: int, delta: str, reason: str = "") -> str:
         end = f'"{reason}"' if reason else "null"
         return f'{self._head}{choice},"delta":{delta},"logprobs":null,"finish_reason":{end}{self._tail}'
 
@@ -259,66 +204,106 @@ def _conversation(given: Mapping[str, Any]) -> ConversationRef | None:
     return ConversationRef(given[named[0]], given[parent] if parent else "", is_chat=False)
 
 
-def _refuse(given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        treatment, _ = PARAMETERS.get(name, ("ignored", ""))
-        if treatment == "refused" and not _harmless(name, value):
-            raise UnsupportedParameter(f"{name} is not supported here", param=name)
-
-
-def _harmless(name: str, value: Any) -> bool:
-    # `0 == False` in Python: a number is no answer to a question for true or false.
-    return any(value == least and type(value) is type(least) for least in HARMLESS.get(name, ()))
-
-
 def _thinking(given: Mapping[str, Any]) -> bool | None:
-    template = flag(mapping(given, "chat_template_kwargs"), "enable_thinking", within="chat_template_kwargs.")
+    template, own = mapping(given, "chat_template_kwargs"), mapping(given, "reasoning")
     wishes = (
         flag(given, "enable_thinking"),
-        template,
+        flag(template, "enable_thinking", "chat_template_kwargs."),
+        _thinks_by_type(mapping(given, "thinking")),
+        flag(own, "enabled", "reasoning."),
+        thinks_by_effort(own.get("effort"), "reasoning.effort"),
+        own.get("max_tokens") is not None or None,
         thinks_by_effort(given.get("reasoning_effort"), "reasoning_effort"),
     )
     return next((wish for wish in wishes if wish is not None), None)
+
+
+def _thinks_by_type(thinking: Mapping[str, Any]) -> bool | None:
+    """Anthropic's way to say it, which other services took over."""
+    kind = thinking.get("type")
+    if kind is None:
+        return None
+    if not isinstance(kind, str) or kind not in THINKING_TYPES:
+        raise BadRequest(f"thinking.type must be one of {', '.join(THINKING_TYPES)}", param="thinking.type")
+    return THINKING_TYPES[kind]
+
+
+def _budget(given: Mapping[str, Any]) -> int | None:
+    """Tokens to think with."""
+    return (
+        count(given, "thinking_budget")
+        or count(mapping(given, "thinking"), "budget_tokens", within="thinking.")
+        or count(mapping(given, "reasoning"), "max_tokens", within="reasoning.")
+    )
+
+
+def _hides_thinking(given: Mapping[str, Any]) -> bool:
+    excluded = flag(mapping(given, "reasoning"), "exclude", "reasoning.")
+    return bool(excluded) or flag(given, "include_reasoning") is False
+
+
+def _searches(given: Mapping[str, Any]) -> bool:
+    mapping(given, "web_search_options")
+    return "web_search_options" in given or flag(given, "enable_search") or False
+
+
+def _answer_format(given: Mapping[str, Any]) -> AnswerFormat | None:
+    raw = mapping(given, "response_format")
+    kind = raw.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return AnswerFormat({"type": "object"})
+    if kind != "json_schema":
+        told = "response_format.type must be text, json_object or json_schema"
+        raise BadRequest(told, param="response_format.type")
+    return answer_format(mapping(raw, "json_schema", "response_format."), "response_format.json_schema")
 
 
 def _messages(given: Mapping[str, Any]) -> tuple[Message, ...]:
     raw = given.get("messages")
     if not isinstance(raw, list) or not raw:
         raise BadRequest("messages must be a list with at least one message", param="messages")
-    messages = tuple(_message(message, f"messages[{place}]") for place, message in enumerate(raw))
+    messages: list[Message] = []
+    for index, message in enumerate(raw):
+        messages.append(_message(message, f"messages[{index}]", messages))
     said = (message for message in messages if message.role != "system")
-    if not any(message.text or message.attachments for message in said):
+    if not any(m.text or m.attachments or m.calls or m.role == "tool" for m in said):
         raise BadRequest("messages hold no text of a user or an assistant", param="messages")
-    return messages
+    return tuple(messages)
 
 
-def _message(raw: Any, place: str) -> Message:
+def _message(raw: Any, place: str, before: Sequence[Message]) -> Message:
     if not isinstance(raw, dict):
         raise BadRequest(f"{place} must be an object", param=place)
     role = raw["role"] if isinstance(raw.get("role"), str) else ""
     if role in TOOL_ROLES:
-        raise UnsupportedParameter("messages of tools are not supported here", param=f"{place}.role")
+        return result_of(raw, place, before)
     if role not in ROLES:
         raise BadRequest(f"{place}.role must be one of {', '.join(ROLES)}", param=f"{place}.role")
-    for name in ("tool_calls", "function_call", "audio"):
-        if raw.get(name):
-            raise UnsupportedParameter(f"{place}.{name} is not supported here", param=f"{place}.{name}")
+    if raw.get("audio"):
+        raise UnsupportedParameter(f"{place}.audio is not supported here", param=f"{place}.audio")
+    calls = calls_of(raw, place) if role == "assistant" else ()
     content = raw.get("content")
     if content is None and role == "assistant":
-        return Message("assistant", "")
-    return Message(ROLES[role], *text_and_attachments(content, f"{place}.content", TEXTS))
+        return Message("assistant", "", calls=calls)
+    return Message(ROLES[role], *text_and_attachments(content, f"{place}.content", TEXTS), calls=calls)
 
 
-def _answer_id(started: Started) -> str:
-    return f"chatcmpl-{started.response_id}"
+def _answer_id(request: ChatRequest, started: Started) -> str:
+    return f"chatcmpl-{request.answer_id or started.response_id}"
 
 
-def _choice(index: int, reply: Reply) -> Json:
-    message: Json = {"role": "assistant", "content": written(reply.text, reply.media), "refusal": None}
-    if reply.thinking:
+def _choice(index: int, reply: Reply, echo: Mapping[str, Any]) -> Json:
+    text, form = written(reply.text, reply.media), CallForm(echo)
+    content = None if reply.calls and not text else text
+    message: Json = {"role": "assistant", "content": content, "refusal": None}
+    if reply.thinking and not echo.get(HUSHED):
         message["reasoning_content"] = reply.thinking
     message["annotations"] = [_citation(source, reply.text) for source in reply.sources]
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reply.finished.reason}
+    message |= form.whole(reply.calls)
+    reason = form.finish_reason(reply.finished.reason)
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
 
 
 def _citation(source: Source, text: str = "") -> Json:

@@ -24,8 +24,9 @@ from qwenproxy.chat import (
 )
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Json, frame
+from qwenproxy.dialects.chat_parameters import MOST_CHOICES, Treatment
 from qwenproxy.dialects.fields import DEFAULT_MODEL
-from qwenproxy.dialects.openai_chat import MOST_CHOICES, Treatment, envelope
+from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.dialects.parts import address_of, attachment_of
 from qwenproxy.errors import BadRequest, GenerationFailed, QwenProxyError, UnsupportedParameter
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qwenproxy.chat import Tool
+from qwenproxy.chat import AnswerFormat, Tool
 from qwenproxy.dialects import fields
 from qwenproxy.errors import BadRequest
 
@@ -51,6 +51,32 @@ def test_a_model_is_a_name() -> None:
     assert param_of(fields.model, {"model": ""}) == param_of(fields.model, {"model": 3}) == "model"
 
 
+def test_what_an_answer_must_be() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    whole = {"schema": schema, "name": "city", "description": "Where.", "strict": True}
+    assert fields.answer_format(whole, "text.format") == AnswerFormat(schema, "city", "Where.")
+    union = {"anyOf": [schema, {"$ref": "#/$defs/a"}], "$defs": {"a": schema}}
+    assert fields.answer_format({"schema": union, "name": None}, "text.format") == AnswerFormat(union)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ({}, "schema"),
+        ({"schema": True}, "schema"),
+        ({"schema": {"type": "array"}}, "schema"),
+        ({"schema": {"type": ["object", "null"]}}, "schema"),
+        ({"schema": {"type": "object", "properties": []}}, "schema"),
+        ({"schema": {"type": "object", "properties": {"a": {"type": "word"}}}}, "schema"),
+        ({"schema": {"$schema": "http://json-schema.org/draft-07/schema#", "required": True}}, "schema"),
+        ({"schema": {"type": "object"}, "name": 1}, "name"),
+        ({"schema": {"type": "object"}, "description": []}, "description"),
+    ],
+)
+def test_a_form_that_is_none_is_named(raw: dict[str, Any], name: str) -> None:
+    assert param_of(fields.answer_format, raw, "text.format") == f"text.format.{name}"
+
+
 def test_plain_fields() -> None:
     assert fields.flag({"a": True}, "a") is True
     assert fields.flag({}, "a") is None
@@ -58,6 +84,8 @@ def test_plain_fields() -> None:
     assert fields.count({"a": 3}, "a") == 3
     assert param_of(fields.count, {"a": True}, "a") == param_of(fields.count, {"a": 0}, "a") == "a"
     assert param_of(fields.count, {"a": 9}, "a", 8) == "a"
+    assert param_of(fields.count, {"a": 0}, "a", None, "b.") == "b.a"
+    assert param_of(fields.mapping, {"a": 1}, "a", "b.") == "b.a"
     assert fields.mapping({}, "a") == {}
     assert param_of(fields.mapping, {"a": []}, "a") == "a"
     assert fields.stop({"stop_sequences": ["x"]}, "stop_sequences") == ("x",)

@@ -9,6 +9,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qwenproxy import errors
 from qwenproxy.chat import (
+    AnswerFormat,
     Attachment,
     ChatRequest,
     ConversationRef,
@@ -221,6 +222,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"message": "x", "model": 5}, "invalid_request", "model"),
     ({"message": "x", "n": 2}, "unsupported_parameter", "n"),
     ({"message": "x", "tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+    ({"message": "x", "functions": [{"name": "look"}]}, "unsupported_parameter", "functions"),
+    ({"message": "x", "response_format": {"type": "xml"}}, "invalid_request", "response_format.type"),
 ]
 
 
@@ -229,6 +232,21 @@ def test_wrong_values_are_named(body: dict[str, Any], code: str, param: str) -> 
     with pytest.raises(CallerError) as caught:
         parse(**body)
     assert (caught.value.status, caught.value.code, caught.value.param) == (400, code, param)
+
+
+def test_search_format_and_thinking_are_asked_for_as_in_completions() -> None:
+    request = parse(
+        message="x",
+        web_search_options={},
+        response_format={"type": "json_object"},
+        reasoning={"enabled": True},
+        tools=[],
+        tool_choice="none",
+    )
+    assert request.search
+    assert request.answer_format == AnswerFormat({"type": "object"})
+    assert request.thinking
+    assert again(enable_search=True).search
 
 
 def test_a_wrong_message_id_is_named() -> None:

@@ -476,9 +476,9 @@ async def test_official_client() -> None:
 async def test_wrong_parameters_are_named_before_the_gateway_is_asked() -> None:
     gateway = ScriptedGateway()
     async with running(gateway) as proxy, client_of(proxy) as client:
-        response = await client.post(CHAT, json={**HELLO, "tools": [{"type": "function"}]})
+        response = await client.post(CHAT, json={**HELLO, "tools": [{"type": "code_interpreter"}]})
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == "tools"
+    assert response.json()["error"]["param"] == "tools[0]"
     assert response.json()["error"]["code"] == "unsupported_parameter"
     assert not gateway.opened
 
@@ -501,7 +501,7 @@ class Broken(OpenAIChat):
     def encoder(self, request: ChatRequest) -> BrokenEncoder:
         if request.model == "encoder":
             raise ZeroDivisionError("secret detail")
-        return BrokenEncoder(0, include_usage=False)
+        return BrokenEncoder(0, request)
 
     def reply(self, request: ChatRequest, replies: Sequence[Reply]) -> dict[str, Any]:
         raise ZeroDivisionError("secret detail")
