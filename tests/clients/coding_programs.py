@@ -87,8 +87,7 @@ def _codex(program: str, asked: Asked) -> Run:
     settings = asked.home / ".codex" / "config.toml"
     settings.parent.mkdir()
     settings.write_text(CODEX_CONFIG.format(base=asked.base))
-    # Its sandbox wants more of the kernel than containers give; the task is ours, the folder a temporary one.
-    how = ["--skip-git-repo-check", "--sandbox", "danger-full-access"]
+    how = ["--skip-git-repo-check", "--sandbox", "workspace-write"]
     return Run([program, "exec", *how, asked.prompt], {})
 
 
