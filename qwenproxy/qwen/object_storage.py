@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import alibabacloud_oss_v2 as oss  # type: ignore[import-untyped]
@@ -19,7 +17,6 @@ from alibabacloud_oss_v2 import exceptions
 from alibabacloud_oss_v2.transport import (  # type: ignore[import-untyped]
     RequestsHttpClient,
 )
-from requests.exceptions import InvalidSchema
 
 from qwenproxy.errors import ProtocolChanged, UploadFailed
 from qwenproxy.qwen.files import Refused, Ticket
@@ -53,14 +50,6 @@ class _Watched(io.FileIO):
         if self._left.is_set():
             raise _Left
         return super().read(-1 if size is None else size) or b""
-
-
-_UNREACHED: Final[Mapping[type, str]] = MappingProxyType(
-    {
-        _Left: "nobody waits for it",
-        InvalidSchema: "uploads through a SOCKS proxy need the package PySocks: `pip install PySocks`",
-    }
-)
 
 
 class Storage:
@@ -125,8 +114,10 @@ def _failure(exc: BaseException) -> UploadFailed:
     cause: object = exc
     while not isinstance(cause, exceptions.ServiceError) and hasattr(cause, "unwrap"):
         cause = cause.unwrap()
+    if isinstance(cause, _Left):
+        return UploadFailed("nobody waits for it")
     if not isinstance(cause, exceptions.ServiceError):
-        return UploadFailed(_UNREACHED.get(type(cause), "the service's storage cannot be reached"))
+        return UploadFailed("the service's storage cannot be reached")
     code = str(cause.code or "")
     said = f" ({code})" if _CODE.fullmatch(code) else ""
     failure = Refused if cause.status_code == 403 else UploadFailed
