@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -69,6 +70,16 @@ def stop(given: Mapping[str, Any], name: str = "stop") -> tuple[str, ...]:
     if len(stops) > MOST_STOPS:
         raise BadRequest(f"{name} must be at most {MOST_STOPS} strings", param=name)
     return tuple(stops)
+
+
+def nearest_ratio(width: int, height: int, ratios: Sequence[str]) -> str:
+    """The one of the ratios, such as `16:9`, that is nearest to these sides' own."""
+
+    def distance(ratio: str) -> float:
+        across, down = map(int, ratio.split(":"))
+        return abs(math.log(width * down / (height * across)))
+
+    return min(ratios, key=distance)
 
 
 def thinks_by_effort(effort: Any, place: str) -> bool | None:

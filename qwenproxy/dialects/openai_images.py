@@ -6,7 +6,6 @@ stands in `PARAMETERS`; the README's table is held equal to it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -25,7 +24,7 @@ from qwenproxy.chat import (
 from qwenproxy.clock import Clock, SystemClock
 from qwenproxy.dialects.base import Json, frame
 from qwenproxy.dialects.chat_parameters import MOST_CHOICES, Treatment
-from qwenproxy.dialects.fields import DEFAULT_MODEL
+from qwenproxy.dialects.fields import DEFAULT_MODEL, nearest_ratio
 from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.dialects.parts import address_of, attachment_of
 from qwenproxy.errors import BadRequest, GenerationFailed, QwenProxyError, UnsupportedParameter
@@ -251,12 +250,7 @@ def _size(given: Mapping[str, Any]) -> str:
     width, height = (int(found[1]), int(found[2])) if found else (0, 0)
     if not width or not height:
         raise BadRequest(f"{name} must be a ratio such as 16:9 or pixels such as 1024x1024", param=name)
-    return min(RATIOS, key=lambda ratio: abs(math.log(width / height / _quotient(ratio))))
-
-
-def _quotient(ratio: str) -> float:
-    width, height = map(int, ratio.split(":"))
-    return width / height
+    return nearest_ratio(width, height, RATIOS)
 
 
 def _images(given: Mapping[str, Any]) -> tuple[Attachment, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from qwenproxy.chat import Filming
 from qwenproxy.dialects.base import Json
+from qwenproxy.dialects.fields import nearest_ratio
 from qwenproxy.dialects.parts import address_of
 from qwenproxy.errors import BadRequest, GenerationFailed, UnsupportedParameter
 
@@ -87,8 +88,7 @@ def ratio_of(value: object, param: str) -> str:
     numbers = [int(side) for side in map(str.strip, sides) if side.isascii() and side.isdecimal()]
     if len(sides) != 2 or len(numbers) != 2 or not all(0 < number <= MOST_SIDE for number in numbers):
         raise BadRequest(f"{param} must be a ratio such as 16:9, or pixels such as 1920x1080", param=param)
-    wanted = numbers[0] / numbers[1]
-    return min(RATIOS, key=lambda ratio: max(_value(ratio) / wanted, wanted / _value(ratio)))
+    return nearest_ratio(numbers[0], numbers[1], RATIOS)
 
 
 def task_body(task_id: str, state: TaskState, created: int, video: Json | None = None, why: str = "") -> Json:
@@ -120,11 +120,6 @@ def video_of(task_id: str, video_url: str, cover_url: str, seconds: float, width
 def video_body(created: int, video: Json, task_id: str) -> Json:
     """The whole answer to who waited for the video."""
     return {"created": created, "data": [video], "task_id": task_id}
-
-
-def _value(ratio: str) -> float:
-    width, height = ratio.split(":")
-    return int(width) / int(height)
 
 
 def _prompt(given: Mapping[str, Any]) -> str:

@@ -92,3 +92,21 @@ def test_plain_fields() -> None:
     assert fields.stop({"stop": "x"}) == ("x",)
     assert param_of(fields.stop, {"stop": [""]}) == "stop"
     assert param_of(fields.stop, {"stop": ["x"] * 17}) == "stop"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "nearest"),
+    [
+        (1, 1, "1:1"),
+        (1024, 1792, "9:16"),
+        (99_999, 1, "16:9"),
+        (1, 99_999, "9:16"),
+        (1155, 1000, "4:3"),
+        (1154, 1000, "1:1"),
+        (1000, 1155, "1:1"),
+    ],
+)
+def test_the_nearest_ratio_is_as_many_times_too_wide_as_too_narrow(
+    width: int, height: int, nearest: str
+) -> None:
+    assert fields.nearest_ratio(width, height, ("1:1", "4:3", "16:9", "9:16")) == nearest
