@@ -15,7 +15,7 @@ import pytest
 from starlette.routing import Route
 
 from qwenproxy import errors
-from qwenproxy.dialects import native, openai_images, openai_speech, openai_videos
+from qwenproxy.dialects import anthropic_messages, native, openai_images, openai_speech, openai_videos
 from qwenproxy.dialects.chat_parameters import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, create_app
@@ -33,22 +33,25 @@ LAYERS = (
     "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base "
     "browser.install",
     "dialects.chat_parameters dialects.chat_tools "
+    "dialects.anthropic_blocks dialects.anthropic_events dialects.anthropic_tools "
     "tokens watched_file incoming accounts.healing questions dashboard api_keys database history_index",
     "file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
-    "dialects.openai_chat server.responses",
+    "dialects.openai_chat dialects.anthropic_messages server.responses",
     "shelf showing dialects.openai_images "
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
+    "server.error_shapes server.anthropic_models",
     "qwen.object_storage file_rules copies intake accounts.pool exports server.guard server.attended",
     "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
     "hosting errands conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page speaking filming studio",
     "browser.account_context",
     "browser.contexts server.video_routes server.speech_routes server.media_routes server.image_forms "
-    "server.status_routes server.account_routes server.chat_routes server.file_routes",
+    "server.status_routes server.account_routes server.chat_routes server.file_routes "
+    "server.token_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",
@@ -91,6 +94,10 @@ PURE = {
     "dialects.openai_chat",
     "dialects.chat_parameters",
     "dialects.chat_tools",
+    "dialects.anthropic_blocks",
+    "dialects.anthropic_events",
+    "dialects.anthropic_messages",
+    "dialects.anthropic_tools",
     "dialects.openai_videos",
     "dialects.openai_speech",
     "dialects.native",
@@ -328,6 +335,13 @@ def test_the_readme_tells_every_setting_and_its_default() -> None:
 def test_the_readme_tells_what_becomes_of_every_parameter() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in PARAMETERS.items()]
+
+
+def test_the_readme_tells_the_parameters_of_messages() -> None:
+    told = [(row[0].strip("`"), *row[1:]) for row in _table("messages-parameters")]
+    assert told == [
+        (name, treatment, why) for name, (treatment, why) in anthropic_messages.PARAMETERS.items()
+    ]
 
 
 def test_the_readme_tells_the_parameters_of_drawings() -> None:

@@ -30,7 +30,7 @@ from qwenproxy.api_keys import ApiKey, KeyRing
 from qwenproxy.caller import ANYBODY, Caller
 from qwenproxy.caller import Scope as KeyScope
 from qwenproxy.errors import InvalidKey, KeyLimit, NotAllowed, QwenProxyError
-from qwenproxy.server.guard import refusal
+from qwenproxy.server.error_shapes import refusal
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Access:
                 inside.enter_context(self._gate.entered(key))
             except QwenProxyError as exc:
                 more = {"WWW-Authenticate": "Bearer"} if isinstance(exc, InvalidKey) else None
-                await refusal(scope["path"], exc, more)(scope, receive, send)
+                await refusal(scope, exc, more)(scope, receive, send)
                 return
             scope[CALLER] = key.caller
             await self._app(scope, receive, send)

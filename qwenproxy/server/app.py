@@ -32,6 +32,7 @@ from starlette.routing import BaseRoute
 from uvicorn.server import HANDLED_SIGNALS
 
 from qwenproxy.api_keys import KeyRing
+from qwenproxy.dialects.anthropic_messages import AnthropicMessages
 from qwenproxy.dialects.base import Dialect
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate
 from qwenproxy.dialects.openai_chat import OpenAIChat
@@ -44,14 +45,16 @@ from qwenproxy.server.account_routes import AccountRoutes, Checkup
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.connection import Connection
+from qwenproxy.server.error_shapes import refusal
 from qwenproxy.server.file_routes import FileRoutes, Hosting
 from qwenproxy.server.forms import FormBounds
-from qwenproxy.server.guard import Guard, is_loopback, refusal
+from qwenproxy.server.guard import Guard, is_loopback
 from qwenproxy.server.image_forms import ImageForm
 from qwenproxy.server.media_routes import Media, MediaRoutes
 from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay, read_object
 from qwenproxy.server.speech_routes import Speech, SpeechRoutes
 from qwenproxy.server.status_routes import StatusRoutes
+from qwenproxy.server.token_routes import TokenRoutes
 from qwenproxy.server.video_routes import VideoRoutes, Videos
 from qwenproxy.settings import Settings, SettingsError
 
@@ -61,10 +64,12 @@ OPENAI_PREFIXES: Final = ("/v1", "/api")
 """Every route of OpenAI's lives under each; `guard.py` takes a version out of any path below `/api`."""
 SEED_PREFIX: Final = "/api"
 """Of the seed's own routes."""
+ANTHROPIC: Final = AnthropicMessages()
 DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
     (OPENAI_PREFIXES, OpenAIChat(drawings=OpenAIImages())),
     (OPENAI_PREFIXES, OpenAIImages()),
     (OPENAI_PREFIXES, OpenAIEdits()),
+    (OPENAI_PREFIXES, ANTHROPIC),
     ((SEED_PREFIX,), NativeChat()),
     ((SEED_PREFIX,), NativeRegenerate()),
 )
@@ -180,6 +185,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
         *MediaRoutes(admission, bounds).routes(SEED_PREFIX),
         *videos.routes(OPENAI_PREFIXES),
         *SpeechRoutes(admission, bounds).routes(OPENAI_PREFIXES),
+        *TokenRoutes(ANTHROPIC, admission, bounds).routes(OPENAI_PREFIXES),
     ]
     for prefixes, dialect in DIALECTS:
         relay = Relay(
@@ -250,11 +256,11 @@ async def _answer_http_error(request: Request, exc: Exception) -> Response:
         error = NotFound(f"there is no {request.method} {request.url.path} here")
     if status == 405:
         error = MethodNotAllowed(f"{request.method} is not possible on {request.url.path}")
-    return refusal(request.url.path, error, headers)
+    return refusal(request.scope, error, headers)
 
 
 async def _answer_bug(request: Request, exc: Exception) -> Response:
-    return refusal(request.url.path, QwenProxyError(INTERNAL))
+    return refusal(request.scope, QwenProxyError(INTERNAL))
 
 
 def bind(settings: Settings, *, keyed: bool = False) -> socket.socket:

@@ -27,10 +27,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenproxy.addresses import own_media
-from qwenproxy.dialects.native import error_body
-from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import BadRequest, OriginRefused, QwenProxyError, TooLarge, WrongMediaType
-from qwenproxy.server.responses import error_response
+from qwenproxy.server.error_shapes import refusal, speaks_anthropic, with_request_id
 from qwenproxy.settings import Settings
 
 LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -44,10 +42,6 @@ HARMLESS_SITES: Final = frozenset({"none", "same-origin"})
 BAD_PATH: Final = re.compile(r"[\x00-\x1f\x7f\\]|(?:^|/)\.{1,2}(?:/|$)")
 PREFLIGHT_HEADERS: Final = re.compile(r"[\w\-, ]{0,2000}", re.ASCII)
 FORM_TYPE: Final = "multipart/form-data"
-NATIVE_PATH: Final = re.compile(
-    r"/api/chats?(?:/(?!completions/?$).*)?|/api/files/(?:upload|getstsToken)", re.DOTALL
-)
-"""Where errors have the seed's shape; everywhere else they have OpenAI's."""
 VERSIONS: Final = frozenset({"v1", "v2"})
 HTTP_PORT: Final = 80
 PREFLIGHT_S: Final = 600
@@ -60,12 +54,6 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def refusal(path: str, error: QwenProxyError, headers: Mapping[str, str] | None = None) -> Response:
-    """The error in the shape that callers of `path` expect."""
-    native = NATIVE_PATH.fullmatch(path) is not None
-    return error_response(error, error_body(error) if native else envelope(error), headers)
 
 
 class Guard:
@@ -87,10 +75,12 @@ class Guard:
         listed = self._listed_origin(scope)
         if listed is not None:
             send = _adding(send, {"Access-Control-Allow-Origin": listed, "Vary": "Origin"})
+        if speaks_anthropic(scope):
+            send = with_request_id(send)
         try:
             self._check(scope)
         except QwenProxyError as exc:
-            await refusal(scope["path"], exc)(scope, receive, send)
+            await refusal(scope, exc)(scope, receive, send)
             return
         if listed is not None and _is_preflight(scope):
             await _preflight(scope)(scope, receive, send)

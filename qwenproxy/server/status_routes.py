@@ -12,13 +12,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from qwenproxy import __version__
 from qwenproxy.dialects.base import Json
-from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.qwen.models import Model, resolve
+from qwenproxy.server import anthropic_models
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import Admission
+from qwenproxy.server.error_shapes import refusal, speaks_anthropic
 from qwenproxy.server.relay import Gateway
-from qwenproxy.server.responses import error_response, json_response
+from qwenproxy.server.responses import json_response
 from qwenproxy.settings import Settings
 
 OWNER: Final = "qwen"
@@ -69,7 +70,7 @@ class StatusRoutes:
         ]
 
     def models_routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
-        """OpenAI's model routes under each prefix. An id may hold slashes."""
+        """OpenAI's model routes under each prefix, and Anthropic's with its header. An id may hold slashes."""
         return [
             route
             for prefix in prefixes
@@ -102,8 +103,10 @@ class StatusRoutes:
     async def models(self, request: Request) -> Response:
         try:
             models = await _gateway(request).models()
+            if speaks_anthropic(request.scope):
+                return json_response(anthropic_models.page_of(models, request.query_params))
         except QwenProxyError as exc:
-            return error_response(exc, envelope(exc))
+            return refusal(request.scope, exc)
         return json_response({"object": "list", "data": [_model(model) for model in models]})
 
     async def model(self, request: Request) -> Response:
@@ -112,8 +115,9 @@ class StatusRoutes:
             models = await _gateway(request).models()
             found = resolve(name, models, default=self._settings.default_model, unknown="refuse")
         except QwenProxyError as exc:
-            return error_response(exc, envelope(exc))
-        return json_response(_model(found))
+            return refusal(request.scope, exc)
+        anthropic = speaks_anthropic(request.scope)
+        return json_response(anthropic_models.told(found) if anthropic else _model(found))
 
     def _not_ready(self, request: Request) -> str | None:
         return "the proxy is stopping" if self._admission.draining else _gateway(request).readiness()
