@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 import anyio
@@ -40,6 +42,16 @@ async def read_body(
         if name == b"content-length" and int(value) > most_bytes:
             raise TooLarge(f"the body is larger than {most_bytes} bytes")
     body = bytearray()
+    async with aclosing(pieces(receive, idle_s=idle_s, total_s=total_s)) as coming:
+        async for piece in coming:
+            body += piece
+            if len(body) > most_bytes:
+                raise TooLarge(f"the body is larger than {most_bytes} bytes")
+    return bytes(body)
+
+
+async def pieces(receive: Receive, *, idle_s: float, total_s: float) -> AsyncGenerator[bytes]:
+    """A body as it comes. Raises: BodyTooSlow and ClientGone, as `read_body`."""
     deadline = anyio.current_time() + total_s
     more = True
     while more:
@@ -50,11 +62,8 @@ async def read_body(
             raise BodyTooSlow("the body came too slowly")
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        yield message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > most_bytes:
-            raise TooLarge(f"the body is larger than {most_bytes} bytes")
-    return bytes(body)
 
 
 async def read_json(body: bytes) -> Json:

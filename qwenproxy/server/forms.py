@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 import anyio
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope
 
 from qwenproxy.errors import BadRequest, ShuttingDown, TooLarge, WrongMediaType
 from qwenproxy.file_store import FileStore, Incoming
-from qwenproxy.server.body import BodyTooSlow, ClientGone
+from qwenproxy.server.body import pieces
 from qwenproxy.server.guard import FORM_TYPE
 
 BATCH_BYTES: Final = 131_072
@@ -151,26 +151,18 @@ async def _end(stopped: anyio.Event, scope: anyio.CancelScope) -> None:
 
 async def _batches(receive: Receive, bounds: FormBounds, most_bytes: int) -> AsyncGenerator[bytes]:
     """The body, in pieces that are worth a thread."""
-    deadline = anyio.current_time() + bounds.total_s
     batch = bytearray()
     total = 0
-    more = True
-    while more:
-        message: Any = None
-        with anyio.CancelScope(deadline=min(deadline, anyio.current_time() + bounds.idle_s)):
-            message = await receive()
-        if message is None:
-            raise BodyTooSlow("the body came too slowly")
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        batch += message.get("body", b"")
-        total += len(message.get("body", b""))
-        more = message.get("more_body", False)
-        if total > most_bytes:
-            raise TooLarge(f"files of more than {bounds.file_bytes} bytes are not taken")
-        if len(batch) >= BATCH_BYTES or not more:
-            yield bytes(batch)
-            batch.clear()
+    async with aclosing(pieces(receive, idle_s=bounds.idle_s, total_s=bounds.total_s)) as coming:
+        async for piece in coming:
+            batch += piece
+            total += len(piece)
+            if total > most_bytes:
+                raise TooLarge(f"files of more than {bounds.file_bytes} bytes are not taken")
+            if len(batch) >= BATCH_BYTES:
+                yield bytes(batch)
+                batch.clear()
+    yield bytes(batch)
 
 
 class _Reader:
