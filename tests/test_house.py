@@ -30,28 +30,30 @@ LAYERS = (
     "audio film public_address data_url dialects.parts dialects.fields "
     "store media_types "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
-    "turn_order qwen.transport qwen.files qwen.sse qwen.models qwen.failures dialects.base "
-    "browser.install",
+    "turn_order qwen.transport qwen.files qwen.research_notes qwen.sse qwen.models qwen.failures "
+    "dialects.base browser.install",
     "dialects.chat_parameters dialects.chat_tools "
     "dialects.anthropic_blocks dialects.anthropic_events dialects.anthropic_tools "
-    "tokens watched_file incoming accounts.healing questions dashboard api_keys database history_index",
-    "file_store video_tasks dialects.openai_videos dialects.openai_speech "
+    "tokens watched_file incoming accounts.healing questions dashboard database history_index",
+    "api_keys model_names file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
-    "dialects.openai_chat dialects.anthropic_messages server.responses",
-    "shelf showing dialects.openai_images "
+    "dialects.openai_chat dialects.anthropic_messages server.responses "
+    "dialects.response_tools dialects.response_output",
+    "shelf showing dialects.openai_images response_store dialects.response_items dialects.response_events "
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "server.error_shapes server.anthropic_models",
+    "server.error_shapes server.anthropic_models dialects.openai_responses server.background",
     "qwen.object_storage file_rules copies intake accounts.pool exports server.guard server.attended",
     "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
+    "research",
     "hosting errands conversations gateway browser.bridge server.relay checkup live",
     "browser.site_page speaking filming studio",
     "browser.account_context",
     "browser.contexts server.video_routes server.speech_routes server.media_routes server.image_forms "
     "server.status_routes server.account_routes server.chat_routes server.file_routes "
-    "server.token_routes",
+    "server.token_routes server.response_routes",
     "browser.login browser.__main__ server.app engine",
     "enrolment",
     "demo menu",
@@ -85,6 +87,7 @@ PURE = {
     "transcript",
     "qwen.files",
     "qwen.sse",
+    "qwen.research_notes",
     "qwen.phases",
     "qwen.drift",
     "qwen.payload",

@@ -46,6 +46,13 @@ STOP_S = 5.0
 SETTLE_S = 15.0
 """Silence after an intermediate end that makes it the end; tools were silent 10 s at most (protocol §5.7)."""
 
+FILES_S = 60.0
+"""The same after a research's report, while its files are made."""
+
+RESEARCH_PATIENCE = 10
+"""First-byte and idle limits are this many times longer during a research, which takes 7 to 11 minutes and is
+given 25 by others (protocol §10.5, §13). `total_timeout_s` holds all the same."""
+
 WHOLE_BYTES = 8 * 1024 * 1024
 """Largest answer that is not a stream; a model list is some 20 kB."""
 
@@ -62,29 +69,45 @@ class Turn:
     attachments: tuple[HostedFile | Attachment, ...] = ()
     """What the account has, and what is said to be hosted already."""
     chat_type: str = "t2t"
+    sub_chat_type: str = ""
+    """Which of the two messages of a research this is (protocol §10.5); "": no such."""
     size: str = ""
     generator: str = ""
     """Of a drawing (protocol §10.1)."""
 
     @property
     def draws(self) -> bool:
-        return self.chat_type != "t2t"
+        return self.chat_type in payload.DRAWINGS
+
+    @property
+    def reports(self) -> bool:
+        """Whether the answer is a research's report."""
+        return self.sub_chat_type == payload.RESEARCH
 
     def body(self, chat_id: str, clock: Clock) -> dict[str, Any]:
         return payload.completion(
             chat_id,
             self.model.id,
             self.prompt,
-            payload.feature_config(self.model, self.thinking, self.thinking_budget),
+            self._features(),
             question_id=str(uuid4()),
             answer_id=str(uuid4()),
             timestamp_s=int(clock.now().timestamp()),
             parent_id=self.parent_id,
             attachments=self.attachments,
             chat_type=self.chat_type,
+            sub_chat_type=self.sub_chat_type,
             size=self.size,
             generator=self.generator,
         )
+
+    def _features(self) -> dict[str, Any]:
+        """A research has no switch for thinking (protocol §4.2): who wants it gets the deeper research."""
+        if self.chat_type == payload.RESEARCH:
+            deeper = self.thinking is True
+            return payload.feature_config(self.model, search=True, deeper=deeper)
+        search = self.chat_type == payload.SEARCH
+        return payload.feature_config(self.model, self.thinking, self.thinking_budget, search=search)
 
 
 @dataclass(slots=True)
@@ -173,12 +196,13 @@ class QwenClient:
     async def _answer(
         self, account_id: str, chat_id: str, turn: Turn, refused: _Refused
     ) -> AsyncGenerator[Delta]:
-        phases = PhaseDecoder(chat_id, turn.model.id)
+        phases = PhaseDecoder(chat_id, turn.model.id, researches=turn.reports)
         try:
             async with aclosing(self._deltas(account_id, chat_id, turn, phases, refused)) as deltas:
                 held: Started | None = None
                 async for delta in deltas:
-                    if isinstance(delta, Started):
+                    # A research that has begun is not repeated elsewhere, and may long have nothing to show.
+                    if isinstance(delta, Started) and not turn.reports:
                         held = delta
                         continue
                     if held is not None:
@@ -195,7 +219,7 @@ class QwenClient:
     ) -> AsyncGenerator[Delta]:
         body = turn.body(chat_id, self._clock)
         path = f"/api/v2/chat/completions?chat_id={quote(chat_id, safe='')}"
-        waits = _Patience(self._settings, self._clock, thinking=payload.thinks(turn.model, turn.thinking))
+        waits = _Patience(self._settings, self._clock, turn)
         events = SseDecoder()
         async with AsyncExitStack() as stack:
             async with waits.for_next():
@@ -223,7 +247,7 @@ class QwenClient:
         """The next piece; empty at the body's end; None when silence has made the last frame the end."""
         if phases.settling:
             try:
-                async with asyncio.timeout(SETTLE_S):
+                async with asyncio.timeout(FILES_S if waits.reports else SETTLE_S):
                     return await anext(pieces, b"")
             except TimeoutError:
                 return None
@@ -275,17 +299,20 @@ class QwenClient:
 class _Patience:
     """How long an answer may still be silent."""
 
-    def __init__(self, settings: Settings, clock: Clock, *, thinking: bool) -> None:
+    def __init__(self, settings: Settings, clock: Clock, turn: Turn) -> None:
         self._settings = settings
         self._clock = clock
-        self._thinking = thinking
+        self._thinking = payload.thinks(turn.model, turn.thinking)
+        self.reports = turn.reports
         self._end_s = clock.monotonic_s() + settings.total_timeout_s
         self.begun = False
         self.answering = False
 
     def for_next(self) -> _Wait:
         limit_s = self._settings.idle_timeout_s if self.begun else self._settings.first_byte_timeout_s
-        if self._thinking and not self.answering:
+        if self.reports:
+            limit_s *= RESEARCH_PATIENCE
+        elif self._thinking and not self.answering:
             limit_s *= THINKING_PATIENCE
         return _Wait(min(limit_s, self._end_s - self._clock.monotonic_s()))
 

@@ -27,9 +27,9 @@ PHASES = _words(
     "think thinking_summary answer web_search web_extractor web_search_image image_search image "
     "image_zoom_in_tool code_interpreter history_retriever bio image_gen image_gen_think "
     "image_gen_websearch image_gen_tool image_edit image_edit_tool tool local_tool slides DeepThinking "
-    "ResearchPlanning ResearchNotice ReportGeneration PdfMdGen interrupt InterruptReceived KeepAlive "
-    "finished tool_call search_result bash fetch_page generate_image read_file write_file edit_file "
-    "present_file"
+    "ResearchPlanning ResearchNotice WebResearch ReportGeneration PdfMdGen interrupt InterruptReceived "
+    "KeepAlive finished tool_call search_result bash fetch_page generate_image read_file write_file "
+    "edit_file present_file"
 )
 """Protocol §5.3, era C's included."""
 STATUSES = _words("typing finished error pause running")
@@ -57,7 +57,7 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         "extra": _words(
             "summary_title summary_thought display_position function_id tool_result web_search_info "
-            "image_list search_result output_image_hw error wanx aipodcast meta"
+            "image_list search_result output_image_hw error wanx aipodcast meta deep_research"
         ),
     }
 )

@@ -28,6 +28,19 @@ from qwenproxy.qwen.models import Model
 
 Json = dict[str, Any]
 
+SEARCH: Final = "search"
+"""The type of a message whose answer follows a search of the web (protocol §4.3, §10.4).
+
+A fresh chat is of that type too. Whether a message may be of it in a chat that is not, no source tells; where
+the service takes it for an ordinary message, its model may still search by itself (`auto_search`).
+"""
+RESEARCH: Final = "deep_research"
+"""The type of the chat and the messages of a deep research, and the sub-type of its second message, which the
+report answers (protocol §10.5)."""
+CLARIFYING: Final = "deep_thinking"
+"""The sub-type of the first message of a deep research, which a question answers."""
+DRAWINGS: Final = frozenset({"t2i", "image_edit"})
+"""The types of messages that pictures answer (protocol §10.1)."""
 MOST_CHARACTERS: Final = 131_072
 """Of one message (protocol §13)."""
 NAME_CHARACTERS: Final = 100
@@ -117,14 +130,22 @@ def thinks(model: Model, thinking: bool | None) -> bool:
 
 
 def feature_config(
-    model: Model, thinking: bool | None = None, budget: int | None = None, *, search: bool = False
+    model: Model,
+    thinking: bool | None = None,
+    budget: int | None = None,
+    *,
+    search: bool = False,
+    deeper: bool = False,
 ) -> Json:
-    """`budget` (tokens) counts only where the model's metadata takes one (protocol §4.2)."""
+    """`budget` (tokens) counts only where the model's metadata takes one (protocol §4.2).
+
+    `deeper` is a research's (protocol §10.5).
+    """
     thinking_on = thinks(model, thinking)
     config: Json = {
         "thinking_enabled": thinking_on,
         "output_schema": "phase",
-        "research_mode": "normal",
+        "research_mode": "advance" if deeper else "normal",
         "auto_thinking": False,
         "thinking_mode": "Thinking" if thinking_on else "Fast",
     }
@@ -147,14 +168,16 @@ def completion(
     parent_id: str | None = None,
     attachments: Sequence[HostedFile | Attachment] = (),
     chat_type: str = "t2t",
+    sub_chat_type: str = "",
     size: str = "",
     generator: str = "",
 ) -> Json:
     """The body of `POST /api/v2/chat/completions` (protocol §4.1); the two message ids are fresh UUIDs.
 
-    `size` and `generator` are a drawing's (protocol §10.1).
+    `sub_chat_type` is a research's; "": the type itself. `size` and `generator` are a drawing's (§10.1).
     """
-    meta = {"subChatType": chat_type}
+    sub_chat_type = sub_chat_type or chat_type
+    meta = {"subChatType": sub_chat_type}
     meta |= {name: value for name, value in (("size", size), ("model", generator)) if value}
     message = {
         "id": None,
@@ -170,7 +193,7 @@ def completion(
         "models": [model_id],
         "model": "",
         "chat_type": chat_type,
-        "sub_chat_type": chat_type,
+        "sub_chat_type": sub_chat_type,
         "feature_config": features,
         "extra": {"meta": meta},
     }

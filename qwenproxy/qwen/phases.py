@@ -3,7 +3,8 @@
 What ends an answer: a `finished` frame of an answering phase without `timestamp`, `response.stopped`,
 `{"done": true}`, `[DONE]`, an error. A `finished` with `timestamp` is an intermediate one, after which a tool
 or another round follows; only if 15 s of silence follow is it the end (`settling`, `settle`; protocol §5.7).
-A stream that ends otherwise is severed, or empty when there was nothing in it.
+A stream that ends otherwise is severed, or empty when there was nothing in it. After a research's report come
+its files, whose phase ends the stream; once the report is whole, the stream may also end without (§10.5).
 
 Frames are somebody else's and may hold anything: what has an unknown kind or a wrong type is passed over, and
 only more than `MAX_BROKEN` unreadable frames in a row are an error.
@@ -18,6 +19,7 @@ from typing import Any
 from qwenproxy.chat import Delta, Finished, Media, Source, Started, Text, Thinking, Usage
 from qwenproxy.errors import EmptyAnswer, ProtocolChanged, Severed
 from qwenproxy.qwen import failures
+from qwenproxy.qwen.research_notes import ResearchNotes
 
 MAX_BROKEN = 5
 """Unreadable frames in a row that are passed over (reliability U12)."""
@@ -27,6 +29,12 @@ SURE_CHARACTERS = 8
 
 _ANSWERING = frozenset({"answer", "image_gen", "image_edit", "finished", ""})
 """Phases whose `finished` can end the answer: `image_gen` for pictures, none without `output_schema`."""
+
+_NOTING = frozenset({"DeepThinking", "ResearchNotice", "ResearchPlanning"})
+"""Phases in which a deep research says what it is about to do (protocol §10.5)."""
+
+_FILING = "PdfMdGen"
+"""The phase that brings a research's files, and ends it."""
 
 _PICTURING = frozenset({"image_gen", "image_edit"})
 """Phases whose content is the address of a picture (protocol §10.1)."""
@@ -38,7 +46,8 @@ class PhaseDecoder:
     `push`, `settle` and `finish` are generators, so that what came before a failure is given out before it.
     """
 
-    def __init__(self, chat_id: str, model: str) -> None:
+    def __init__(self, chat_id: str, model: str, *, researches: bool = False) -> None:
+        """`researches`: the answer is the report of a deep research."""
         self.ended = False
         """The answer is complete; nothing more needs to be read."""
         self.settling = False
@@ -48,6 +57,7 @@ class PhaseDecoder:
         """Unreadable frames passed over so far."""
         self._chat_id = chat_id
         self._model = model
+        self._researches = researches
         self._others: set[str] = set()
         """Responses of the same stream that are not ours (protocol §5.2)."""
         self._started = False
@@ -63,6 +73,9 @@ class PhaseDecoder:
         self._has_thought = False
         self._thought_is_over = False
         self._sources = _Sources()
+        self._notes = ResearchNotes()
+        self._is_reported = False
+        """The report is whole; only its files may follow."""
         self._media: set[str] = set()
 
     @property
@@ -98,6 +111,9 @@ class PhaseDecoder:
             EmptyAnswer: nothing came before it, as happens to throttled accounts (protocol §5.7).
         """
         if self.ended:
+            return
+        if self._is_reported:
+            yield from self._end()
             return
         yield from self._release()
         if self._gave:
@@ -172,8 +188,10 @@ class PhaseDecoder:
             yield from self._finished(phase, intermediate=intermediate)
 
     def _said(self, phase: str, content: str, extra: Mapping[str, Any]) -> Iterator[Delta]:
-        if phase in {"answer", ""}:
+        if phase in {"answer", "ReportGeneration", ""}:
             yield from self._answer(self._text.push(content))
+        elif phase in _NOTING:
+            yield from self._note(self._thought.push(content) + self._summary.push(extra))
         elif phase == "think":
             yield from self._think(self._thought.push(content))
         elif phase == "thinking_summary":
@@ -182,10 +200,18 @@ class PhaseDecoder:
             yield from self._picture(_repaired(content), *_pixels(extra))
 
     def _finished(self, phase: str, *, intermediate: bool) -> Iterator[Delta]:
-        if phase in {"think", "thinking_summary"}:
+        if phase in {"think", "thinking_summary", "WebResearch"} | _NOTING:
             yield from self._think(self._thought.close())
             self._summary.close()
             self._thought_is_over = True
+            for query in self._notes.close():
+                yield from self._look_for(query)
+        elif self._researches and phase in {"answer", "ReportGeneration", _FILING}:
+            yield from self._answer(self._text.close())
+            self._is_reported = self._is_reported or not intermediate
+            self.settling = True
+            if phase == _FILING and not intermediate:
+                yield from self._end()
         elif phase in _ANSWERING:
             yield from self._answer(self._text.close())
             if intermediate:
@@ -205,6 +231,16 @@ class PhaseDecoder:
             self._thought_is_over = False
             yield Thinking(separator + text)
 
+    def _note(self, text: str) -> Iterator[Delta]:
+        """A research's own words about itself: all that the turn says which only asks a question."""
+        self._answered = self._answered or bool(text)
+        yield from self._think(text)
+
+    def _look_for(self, query: str) -> Iterator[Delta]:
+        self._thought_is_over = True
+        yield from self._note(f"Searching: {query}")
+        self._thought_is_over = True
+
     def _picture(self, url: str, width: int = 0, height: int = 0) -> Iterator[Delta]:
         if url.startswith(("https://", "http://")) and url not in self._media:
             self._media.add(url)
@@ -212,7 +248,13 @@ class PhaseDecoder:
             yield Media(url, width, height)
 
     def _found(self, extra: Mapping[str, Any]) -> Iterator[Delta]:
-        """What a tool brought: pages it read, pictures it made (protocol §5.5)."""
+        """What a tool brought: pages it read, pictures it made (protocol §5.5); what a research did."""
+        for note in self._notes.push(extra.get("deep_research")):
+            if isinstance(note, Source):
+                self._gave = True
+                yield note
+            else:
+                yield from self._look_for(note)
         for source in self._sources.push(extra):
             self._gave = True
             yield source
@@ -235,6 +277,8 @@ class PhaseDecoder:
         yield from self._release()
         if not self._answered:
             raise EmptyAnswer("the service ended its answer without saying anything")
+        if self._notes.links:
+            yield from self._answer(f"\n\n{self._notes.links}")
         yield Finished("stop", self.usage)
 
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from . import agent
+from . import agent, reports
 from .frames import Done, Frames, Head, Pause, Step
 from .marks import Switch, split_marks
 from .media import PICTURE_SIZES, picture
@@ -317,6 +317,7 @@ TALKS: dict[str, Talk] = {
     "search": search,
     "image": image,
     agent.MARK: act,
+    reports.MARK: reports.answered,
 }
 
 
@@ -327,8 +328,8 @@ def talk_for(turn: Turn, marks: list[Switch]) -> tuple[Talk, Switch]:
         return TALKS[switch.name], switch
     if turn.chat.chat_type not in DRAWING and REPEATED.search(turn.prompt):
         return repeat, Switch("repeat", {})
-    by_type = {"search": "search", **dict.fromkeys(DRAWING, "image")}
-    name = by_type.get(turn.chat.chat_type, "plain")
+    by_type = {"search": "search", reports.TYPE: reports.MARK, **dict.fromkeys(DRAWING, "image")}
+    name = by_type.get(turn.kind, "plain")
     return TALKS[name], Switch(name, {})
 
 
@@ -337,6 +338,6 @@ def _last_talk(marks: list[Switch]) -> Switch | None:
 
 
 def _script_played(turn: Turn) -> Switch | None:
-    """The script that the chat's earlier turns began: a tool's result may come alone."""
+    """What the chat's earlier turns began: a tool's result, or the reply to a question, may come alone."""
     begun = _last_talk([mark for earlier in turn.before for mark in split_marks(earlier.told)[1]])
-    return begun if begun is not None and begun.name == agent.MARK else None
+    return begun if begun is not None and begun.name in (agent.MARK, reports.MARK) else None

@@ -160,8 +160,8 @@ def _pair(turn: Turn) -> list[dict[str, Any]]:
         "role": "user",
         "content": turn.message.get("content"),
         "timestamp": turn.started_at,
-        "chat_type": turn.chat.chat_type,
-        "sub_chat_type": turn.chat.chat_type,
+        "chat_type": turn.kind,
+        "sub_chat_type": turn.sub_kind,
         "feature_config": turn.feature,
         "files": turn.message.get("files") or [],
     }

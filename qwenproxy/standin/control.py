@@ -196,6 +196,9 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "ending": turn.ending,
         "model": turn.model,
         "chat_type": turn.chat.chat_type,
+        "kind": turn.kind,
+        "sub_kind": turn.sub_kind,
+        "features": turn.feature,
         "size": turn.size,
         "generator": turn.meta.get("model", ""),
         "files": [

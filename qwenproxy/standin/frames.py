@@ -138,9 +138,15 @@ class Frames:
         }
         return self._typing("", "thinking_summary", extra=extra)
 
-    def phase_finished(self, phase: str) -> bytes:
+    def note(self, phase: str, text: str = "", extra: dict[str, Any] | None = None) -> bytes:
+        """A piece of a research's phase (protocol §10.5)."""
+        self.output_tokens += bool(text)
+        return self._typing(text, phase, extra=extra or {})
+
+    def phase_finished(self, phase: str, extra: dict[str, Any] | None = None) -> bytes:
         """The end of a phase that is not the end of the answer: it has a timestamp (protocol §5.7)."""
-        return self.delta({"role": "assistant", "content": "", "phase": phase, "status": "finished"})
+        delta = {"role": "assistant", "content": "", "phase": phase, "status": "finished"}
+        return self.delta(delta if extra is None else {**delta, "extra": extra})
 
     def tool_call(self, phase: str, name: str, call: str, arguments: str, extra: dict[str, Any]) -> bytes:
         """`arguments` is the JSON text so far (protocol §5.5)."""
@@ -177,9 +183,11 @@ class Frames:
         }
         return self.delta(delta, usage=usage)
 
-    def terminal(self, phase: str = "answer") -> bytes:
+    def terminal(self, phase: str = "answer", extra: dict[str, Any] | None = None) -> bytes:
         """The last frame: neither usage nor timestamp (protocol §5.7)."""
-        delta = {"content": "", "role": "assistant", "status": "finished", "phase": phase}
+        delta: dict[str, Any] = {"content": "", "role": "assistant", "status": "finished", "phase": phase}
+        if extra is not None:
+            delta["extra"] = extra
         return line({"choices": [{"delta": delta}], "response_id": self.response_id})
 
     def info(self, action: str) -> bytes:

@@ -90,6 +90,31 @@ def video(records: Records, account: str, name: str, ratio: str) -> str:
     return _shelved(records, account, f"t2v/{name}.mp4", "video/mp4", lambda: mp4(*VIDEO_SIZES[ratio]))
 
 
+def report(records: Records, turn: Turn) -> dict[str, dict[str, object]]:
+    """A research's report as files, as the service tells of them (protocol §10.5)."""
+
+    def text() -> bytes:
+        return "".join(turn.said).encode()
+
+    def told(kind: str, media_type: str, content: Callable[[], bytes]) -> dict[str, object]:
+        place = f"deep_research/{turn.response_id}/report.{kind}"
+        link = _shelved(records, turn.chat.account, place, media_type, content)
+        return {"name": "Stand-in report", "size": len(content()), "link": link}
+
+    return {"md": told("md", "text/markdown", text), "pdf": told("pdf", "application/pdf", _pdf)}
+
+
+def _pdf() -> bytes:
+    """One empty page."""
+    objects = (
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] >>",
+    )
+    told = b"%PDF-1.4\n" + b"".join(b"%d 0 obj\n%b\nendobj\n" % each for each in enumerate(objects, 1))
+    return told + b"trailer << /Root 1 0 R /Size 4 >>\n%%EOF\n"
+
+
 def _shelved(
     records: Records, account: str, place: str, media_type: str, content: Callable[[], bytes]
 ) -> str:

@@ -222,6 +222,16 @@ class Turn:
         return sizes.pop() if len(sizes) == 1 else None
 
     @property
+    def kind(self) -> str:
+        """What is asked for. A message may ask for a search in a chat of another type (protocol §4.3)."""
+        asked = self.message.get("chat_type")
+        return "search" if asked == "search" else self.chat.chat_type
+
+    @property
+    def sub_kind(self) -> str:
+        return str(self.message.get("sub_chat_type") or self.kind)
+
+    @property
     def feature(self) -> dict[str, Any]:
         config = self.message.get("feature_config")
         return config if isinstance(config, dict) else {}

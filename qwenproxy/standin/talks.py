@@ -23,6 +23,7 @@ from .media import PICTURE_SIZES
 from .memory import Chat, Records, Session, Turn, content_of
 from .objects import Objects
 from .replies import ACTUAL_STATUS, busy, enveloped, refused, request_id
+from .reports import TYPE as RESEARCHING
 from .videos import Videos
 
 SHORT_WAIT_S = 0.05
@@ -122,6 +123,9 @@ class Talks:
     def _admitted(
         self, request: Request, chat: Chat, model: Model, asked: JSONObject, message: JSONObject
     ) -> Response | tuple[Turn, list[Switch]]:
+        if (message.get("chat_type") == RESEARCHING) != (chat.chat_type == RESEARCHING):
+            # The mode is fixed for a chat's life (protocol §3).
+            return refused(request, "Bad_Request", "Internal error, please contact the service provider.")
         parent = asked.get("parent_id")
         if parent and parent not in chat.turns:
             return self._parent_gone(request, str(parent))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
-from qwenproxy.chat import Delta, Finished, Started, Text
+from qwenproxy.chat import Delta, Finished, Source, Started, Text, Thinking
 from qwenproxy.clock import SystemClock
 from qwenproxy.errors import (
     ChatBusy,
@@ -22,10 +24,13 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.qwen import client as client_module
+from qwenproxy.qwen import payload
 from qwenproxy.qwen.client import QwenClient, Turn
 from qwenproxy.qwen.models import BUILT_IN
 from qwenproxy.settings import Settings
 from tests.scripted import Answer, Piece, ScriptedTransport, frames, said
+from tests.serve import Standin
+from tests.visiting import VisitingTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +40,21 @@ CREATED = {
 }
 END = {
     "choices": [{"delta": {"content": "", "role": "assistant", "status": "finished", "phase": "answer"}}],
+    "response_id": "r1",
+}
+FILES = {"md": {"name": "Report", "size": 9, "link": "https://cdn.example.org/r.md"}}
+FILED = {
+    "choices": [
+        {
+            "delta": {
+                "content": "",
+                "role": "assistant",
+                "status": "finished",
+                "phase": "PdfMdGen",
+                "extra": {"deep_research": FILES},
+            }
+        }
+    ],
     "response_id": "r1",
 }
 REFUSED = {"success": False, "data": {"code": "Unauthorized", "details": "401 Unauthorized"}}
@@ -215,6 +235,105 @@ async def test_a_thinking_model_is_given_longer() -> None:
     thinking = Turn(BUILT_IN[0], "Hello", thinking=True)
     transport = ScriptedTransport(script)
     assert text(await answer(client(transport, idle_timeout_s=0.2), thinking)) == "Hi"
+
+
+async def test_a_research_is_given_longest_and_its_files_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    research = replace(TURN, chat_type=payload.RESEARCH, sub_chat_type=payload.RESEARCH)
+    script = Answer([frames(CREATED), 0.6, frames(says("Wind")), 0.6, frames(END), 0.6, frames(FILED), 60.0])
+    monkeypatch.setattr(client_module, "SETTLE_S", 0.05)
+    qwen = client(ScriptedTransport(script), idle_timeout_s=0.1, first_byte_timeout_s=0.1)
+    with anyio.fail_after(10):
+        assert text(await answer(qwen, research)) == "Wind\n\n[Report.md](https://cdn.example.org/r.md)"
+    monkeypatch.setattr(client_module, "FILES_S", 0.05)
+    script = Answer([frames(CREATED, says("Wind"), END), 60.0])
+    with anyio.fail_after(10):
+        assert text(await answer(client(ScriptedTransport(script)), research)) == "Wind"
+
+
+async def test_the_start_of_a_research_is_told_at_once() -> None:
+    research = replace(TURN, chat_type=payload.RESEARCH, sub_chat_type=payload.RESEARCH)
+    transport = ScriptedTransport(Answer([frames(CREATED), 60.0]), said(STOPPED))
+    async with aclosing(client(transport).stream("a", "c1", research)) as deltas:
+        with anyio.fail_after(10):
+            assert isinstance(await anext(deltas), Started)
+    assert transport.paths[1:] == ["/api/v2/chat/completions/stop?chat_id=c1"]
+
+
+@pytest.mark.parametrize(
+    ("chat_type", "thinking", "expected"),
+    [
+        ("t2t", True, {"thinking_enabled": True, "auto_search": False, "research_mode": "normal"}),
+        ("search", True, {"thinking_enabled": True, "auto_search": True, "research_mode": "normal"}),
+        ("search", None, {"thinking_enabled": False, "auto_search": True, "research_mode": "normal"}),
+        ("deep_research", None, {"thinking_enabled": False, "auto_search": True, "research_mode": "normal"}),
+        ("deep_research", True, {"thinking_enabled": False, "auto_search": True, "research_mode": "advance"}),
+    ],
+)
+async def test_what_a_turn_asks_of_the_model(chat_type: str, thinking: bool | None, expected: Any) -> None:
+    turn = replace(TURN, chat_type=chat_type, thinking=thinking)
+    (message,) = turn.body("c1", SystemClock())["messages"]
+    assert {name: message["feature_config"][name] for name in expected} == expected
+    assert (message["chat_type"], message["sub_chat_type"]) == (chat_type, chat_type)
+    assert not turn.draws
+
+
+# ---- searching, over the stand-in ----
+
+
+@pytest.fixture
+async def road(standin: Standin) -> AsyncIterator[VisitingTransport]:
+    road = VisitingTransport(standin)
+    yield road
+    await road.aclose()
+
+
+SEARCHED = replace(
+    TURN, prompt="News? {{standin: search silence_s=0.05 think_s=0.01 rate=500}}", chat_type="search"
+)
+FOUND = "Here is what I found [[1]], and a second page [[2]] agrees."
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+async def test_a_search_brings_its_sources_and_all_of_its_answer(
+    road: VisitingTransport, *, thinking: bool
+) -> None:
+    qwen = QwenClient(road, Settings(), SystemClock())
+    turn = replace(SEARCHED, thinking=thinking)
+    chat = await qwen.new_chat("one", turn.model, turn.chat_type)
+    async with aclosing(qwen.stream("one", chat, turn)) as deltas:
+        heard = [delta async for delta in deltas]
+    said = text(heard)
+    assert said == (FOUND if thinking else f"I will search the web for that. {FOUND}")
+    assert any(isinstance(delta, Thinking) for delta in heard) == thinking
+    sources = [delta for delta in heard if isinstance(delta, Source)]
+    assert [(source.number, source.url) for source in sources] == [
+        (number, f"https://example.org/{number}") for number in (1, 2, 3)
+    ]
+    before = [delta for delta in heard[: heard.index(sources[0])] if isinstance(delta, Text)]
+    assert FOUND not in text(list(before)), "the sources come after what cites them"
+    assert isinstance(heard[-1], Finished)
+    assert heard[-1].usage.output_tokens > 0
+    (turned,) = road.standin.turns()
+    assert (turned["chat_type"], turned["kind"], turned["features"]["auto_search"]) == (
+        "search",
+        "search",
+        True,
+    )
+
+
+async def test_a_search_in_a_chat_that_goes_on_is_the_messages_own(road: VisitingTransport) -> None:
+    qwen = QwenClient(road, Settings(), SystemClock())
+    chat = await qwen.new_chat("one", TURN.model)
+    first = replace(TURN, prompt="{{standin: say text=Hello}}")
+    async with aclosing(qwen.stream("one", chat, first)) as deltas:
+        started = await anext(deltas)
+        assert isinstance(started, Started)
+        assert text([delta async for delta in deltas]) == "Hello"
+    turn = replace(SEARCHED, parent_id=started.response_id)
+    async with aclosing(qwen.stream("one", chat, turn)) as deltas:
+        assert any(isinstance(delta, Source) for delta in [delta async for delta in deltas])
+    last = road.standin.turns()[-1]
+    assert (last["chat_type"], last["kind"], last["parent"]) == ("t2t", "search", started.response_id)
 
 
 async def test_keep_alives_count_as_life() -> None:

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenproxy.errors import ProtocolChanged, UnknownModel
-from qwenproxy.qwen.models import ALIASES, BUILT_IN, FAMILIES, Model, Thinking, read_list, resolve
+from qwenproxy.qwen.models import (
+    ALIASES,
+    BUILT_IN,
+    FAMILIES,
+    Model,
+    Thinking,
+    is_known,
+    read_list,
+    resolve,
+)
 
 LIVE = BUILT_IN[:6]
 """What a free account received on 2026-09-13 (protocol §7)."""
@@ -252,3 +261,14 @@ def test_the_built_in_list() -> None:
     assert known["qwen3.8-max-preview"].thinking == "always"
     assert known["qwen3.5-omni-plus"].thinking == "never"
     assert not known["qwen3.7-max"].vision
+
+
+@pytest.mark.parametrize("name", ["", "Qwen", "QWEN3.7-plus", "qwen-max", "qwen3-coder-plus", " qwq "])
+def test_names_that_are_known(name: str) -> None:
+    assert is_known(name, BUILT_IN[:6])
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "qwen3.7-plus-thinking", "qwen9-max"])
+def test_names_that_nobody_here_knows(name: str) -> None:
+    assert not is_known(name, BUILT_IN[:6])
+    assert is_known(name, (*BUILT_IN[:6], Model(name, name)))

@@ -330,3 +330,21 @@ def test_a_drawing_has_its_type_and_its_size_in_every_place() -> None:
     assert (body["size"], message["chat_type"], message["sub_chat_type"]) == ("16:9", "t2i", "t2i")
     assert message["extra"] == {"meta": {"subChatType": "t2i", "size": "16:9", "model": "qwen-image-3.0-pro"}}
     assert payload.new_chat("m", 1, "t2i")["chat_type"] == "t2i"
+
+
+def test_a_message_of_a_research_says_which_of_the_two_it_is() -> None:
+    body = payload.completion(
+        "c1",
+        "m",
+        "Wind",
+        {},
+        question_id="u1",
+        answer_id="a1",
+        timestamp_s=1,
+        chat_type=payload.RESEARCH,
+        sub_chat_type=payload.CLARIFYING,
+    )
+    (message,) = body["messages"]
+    told = (message["chat_type"], message["sub_chat_type"], message["extra"]["meta"]["subChatType"])
+    assert told == ("deep_research", "deep_thinking", "deep_thinking")
+    assert payload.feature_config(Model("m", "M"), deeper=True)["research_mode"] == "advance"

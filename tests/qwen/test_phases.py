@@ -776,3 +776,103 @@ def test_nothing_is_too_strange_anywhere(name: str) -> None:
         for _ in range(dice.randrange(1, 4)):
             spoil(dice, events)
         check_grammar(hear(events))
+
+
+# ---- deep research ----
+
+
+def report_of(*events: object, end: str = "finish") -> Heard:
+    """As the answer to a research's second message is read."""
+    heard = Heard(PhaseDecoder("c1", "qwen3.7-plus", researches=True))
+    try:
+        for event in (CREATED, *events):
+            heard.deltas += heard.decoder.push(json.dumps(event))
+        if end:
+            heard.deltas += getattr(heard.decoder, end)()
+    except QwenProxyError as error:
+        heard.error = error
+    return heard
+
+
+def untimed(phase: str, **extra: object) -> dict[str, Any]:
+    """A last frame, which has neither time nor usage."""
+    return {
+        key: value
+        for key, value in frame("", phase, status="finished", extra=extra).items()
+        if key != "timestamp"
+    }
+
+
+PAGES = {
+    "deep_research": {"references": [{"index_number": 3, "title": "Three", "url": "https://example.org/3"}]}
+}
+FILES = {"deep_research": {"md": {"name": "Report", "size": 9, "link": "https://cdn.example.org/r.md"}}}
+LOOKED = {"deep_research": {"0": {"query": "wind power", "stage": "streamingWebResult"}}}
+RUN = (
+    frame("I will ", "ResearchNotice"),
+    frame("begin.", "ResearchNotice"),
+    frame("", "ResearchNotice", status="finished"),
+    frame("First this.", "ResearchPlanning"),
+    frame("", "ResearchPlanning", status="finished"),
+    frame("", "WebResearch", extra=LOOKED),
+    frame("", "WebResearch", extra=LOOKED),
+    frame("", "KeepAlive"),
+    frame("", "WebResearch", status="finished"),
+)
+THOUGHTS = "I will begin.\n\nFirst this.\n\nSearching: wind power"
+
+
+@pytest.mark.parametrize("phase", ["answer", "ReportGeneration"])
+def test_a_research_and_its_report(phase: str) -> None:
+    heard = report_of(
+        *RUN,
+        frame("Wind [[", phase),
+        frame("3,4]].", phase),
+        frame("", phase, status="finished", extra=PAGES),
+        frame("", "KeepAlive"),
+        frame("", "PdfMdGen", extra=FILES),
+        untimed("PdfMdGen", **FILES),
+        end="",
+    )
+    assert heard.error is None
+    assert heard.thinking == THOUGHTS
+    assert heard.text == "Wind [[3,4]].\n\n[Report.md](https://cdn.example.org/r.md)"
+    assert heard.of(Source) == [Source(3, "https://example.org/3", "Three")]
+    assert isinstance(heard.deltas[-1], Finished)
+
+
+def test_a_report_may_end_its_stream_before_its_files() -> None:
+    written = (*RUN, frame("Wind."))
+    for last, end in (
+        (untimed("answer"), "finish"),
+        (frame(status="finished"), "settle"),
+        (untimed("answer"), "settle"),
+    ):
+        heard = report_of(*written, last, end=end)
+        assert (heard.error, heard.text) == (None, "Wind.")
+        assert isinstance(heard.deltas[-1], Finished)
+    waiting = report_of(*written, untimed("answer"), end="")
+    assert waiting.decoder.settling
+    assert not waiting.decoder.ended, "the files never come"
+    assert isinstance(report_of(*written, frame(status="finished")).error, Severed)
+    assert isinstance(report_of(*written).error, Severed)
+
+
+def test_files_that_come_in_an_intermediate_end_do_not_end_it() -> None:
+    heard = report_of(
+        frame("Wind."), untimed("answer"), frame("", "PdfMdGen", status="finished", extra=FILES)
+    )
+    assert heard.text.endswith("(https://cdn.example.org/r.md)")
+
+
+def test_a_question_that_comes_as_a_note_is_an_answer_too() -> None:
+    for phase in ("ResearchNotice", "DeepThinking"):
+        heard = hear([CREATED, frame("What matters most?", phase), frame("", phase, status="finished"), END])
+        assert (heard.error, heard.thinking) == (None, "What matters most?")
+    empty = hear([CREATED, frame("", "ResearchNotice", status="finished"), END])
+    assert isinstance(empty.error, EmptyAnswer)
+
+
+def test_outside_a_research_an_answer_ends_as_ever() -> None:
+    heard = hear([*answer("Hi")[:-1], END], end="")
+    assert heard.decoder.ended
