@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
 
 from qwenproxy import store
 from qwenproxy.errors import StoreError, TooLarge
@@ -64,3 +68,14 @@ class Incoming:
             self._file.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def off_the_loop(door: AbstractContextManager[Incoming]) -> AsyncGenerator[Incoming]:
+    """What the door gives, made and removed in threads, where that holds up no answer."""
+    incoming = await run_sync(door.__enter__)
+    try:
+        yield incoming
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_sync(door.__exit__, None, None, None)

@@ -13,7 +13,6 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Protocol
 from urllib.parse import unquote
@@ -25,7 +24,8 @@ from anyio.to_thread import run_sync
 
 from qwenproxy.caller import Caller
 from qwenproxy.errors import NotFetched, TooLarge
-from qwenproxy.file_store import FileStore, Incoming, StoredFile
+from qwenproxy.file_store import FileStore, StoredFile
+from qwenproxy.incoming import Incoming, off_the_loop
 from qwenproxy.media_types import extension_of, media_type
 from qwenproxy.public_address import is_public
 from qwenproxy.settings import variable_of
@@ -108,7 +108,7 @@ class RemoteFiles:
             raise NotFetched(told, param=param) from None
 
     async def _fetched(self, url: str, store: FileStore, caller: Caller) -> StoredFile:
-        async with _incoming(store) as incoming:
+        async with off_the_loop(store.incoming(MOST_BYTES)) as incoming:
             found = await self._followed(_checked(url), incoming)
             name = unquote(found.path.rpartition("/")[2]) or "file"
             kind = media_type(incoming.head, name)
@@ -251,15 +251,3 @@ def _unpacker(encoding: str, url: httpx2.URL) -> Callable[[bytes], Iterator[byte
 
 def _host(url: httpx2.URL) -> str:
     return url.host[:100]
-
-
-@asynccontextmanager
-async def _incoming(store: FileStore) -> AsyncIterator[Incoming]:
-    """A new file on the disk, opened and removed where that holds up nobody."""
-    door = store.incoming(MOST_BYTES)
-    incoming = await run_sync(door.__enter__)
-    try:
-        yield incoming
-    finally:
-        with anyio.CancelScope(shield=True):
-            await run_sync(door.__exit__, None, None, None)

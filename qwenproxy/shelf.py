@@ -11,7 +11,7 @@ import re
 import sqlite3
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -32,7 +32,8 @@ from qwenproxy.errors import (
     Unreachable,
     UpstreamError,
 )
-from qwenproxy.file_store import MESSAGE, FileStore, Incoming, StoredFile
+from qwenproxy.file_store import MESSAGE, FileStore, StoredFile
+from qwenproxy.incoming import off_the_loop
 from qwenproxy.media_rows import MediaRow, MediaRows
 
 CookiesOf: TypeAlias = Callable[[str, str], Awaitable[Mapping[str, str]]]
@@ -152,19 +153,13 @@ class Shelf:
             TooLarge: it is larger than a file may be.
             …: whatever `open` and the store raise.
         """
-        async with self.open(media_id) as opened, self._incoming() as incoming:
+        async with self.open(media_id) as opened, off_the_loop(self._store.incoming()) as incoming:
             async with aclosing(opened.pieces) as pieces:
                 async for piece in pieces:
                     await run_sync(incoming.write, piece)
             name = f"{media_id}.{opened.type.partition('/')[2]}"
             keep = partial(self._store.keep, incoming, name=name, purpose=MESSAGE, caller=caller)
             return await run_sync(keep)
-
-    @asynccontextmanager
-    async def _incoming(self) -> AsyncGenerator[Incoming]:
-        """A file to write to, made off the loop."""
-        with ExitStack() as stack:
-            yield await run_sync(stack.enter_context, self._store.incoming())
 
     @asynccontextmanager
     async def _fetched(self, row: MediaRow, part: str) -> AsyncGenerator[Opened]:

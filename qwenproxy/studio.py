@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -15,6 +15,7 @@ from qwenproxy.addresses import file_address
 from qwenproxy.caller import Caller
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.file_store import MESSAGE, FileStore
+from qwenproxy.incoming import off_the_loop
 from qwenproxy.shelf import Shelf
 from qwenproxy.video_tasks import VideoTask
 
@@ -54,8 +55,7 @@ class Studio:
 
     async def _seen(self, media_id: str, caller: Caller) -> tuple[film.Film | None, str]:
         """What the video says of itself, and the address of its first picture, which is kept."""
-        with ExitStack() as stack:
-            incoming = await run_sync(stack.enter_context, self._store.incoming(MOST_BYTES))
+        async with off_the_loop(self._store.incoming(MOST_BYTES)) as incoming:
             async with self._shelf.open(media_id) as opened, aclosing(opened.pieces) as pieces:
                 async for piece in pieces:
                     await run_sync(incoming.write, piece)

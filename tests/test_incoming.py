@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 from qwenproxy.errors import StoreError, TooLarge
-from qwenproxy.incoming import Incoming
+from qwenproxy.incoming import Incoming, off_the_loop
 from qwenproxy.media_types import HEAD_BYTES
 
 
@@ -74,3 +78,28 @@ def test_what_was_dropped_cannot_be_settled(tmp_path: Path) -> None:
     incoming.drop()
     with pytest.raises(ValueError, match="closed"):
         incoming.settle()
+
+
+@pytest.mark.anyio
+async def test_it_is_made_and_removed_off_the_loop_also_when_nobody_waits_any_more(tmp_path: Path) -> None:
+    threads: list[int] = []
+
+    @contextmanager
+    def door() -> Iterator[Incoming]:
+        threads.append(threading.get_ident())
+        incoming = Incoming(tmp_path / "new", 10)
+        try:
+            yield incoming
+        finally:
+            threads.append(threading.get_ident())
+            incoming.drop()
+
+    with anyio.CancelScope() as scope:
+        async with off_the_loop(door()) as incoming:
+            assert incoming.path.exists()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert not incoming.path.exists()
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
