@@ -117,7 +117,7 @@ async def test_leaving_stops_the_run(road: VisitingTransport) -> None:
 class Scripted:
     """Answers turns in their order; an error in the place of an answer is raised."""
 
-    def __init__(self, *answers: Iterable[Delta | QwenProxyError]) -> None:
+    def __init__(self, *answers: Iterable[Any]) -> None:
         self.answers = [list(answer) for answer in answers]
         self.turns: list[Turn] = []
 
@@ -142,8 +142,8 @@ def started(number: int) -> Started:
     return Started("c1", f"r{number}", MODEL.id)
 
 
-QUESTION = [started(1), Text("Which "), Text("side?\n"), Finished("stop", Usage(10, 2, 1))]
-REPORT = [started(2), Thinking("Looking."), Text("Wind."), Finished("stop", Usage(30, 4, 2))]
+QUESTION: list[Any] = [started(1), Text("Which "), Text("side?\n"), Finished("stop", Usage(10, 2, 1))]
+REPORT: list[Any] = [started(2), Thinking("Looking."), Text("Wind."), Finished("stop", Usage(30, 4, 2))]
 
 
 async def played(upstream: Scripted, **more: Any) -> list[Delta]:
