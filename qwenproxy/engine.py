@@ -44,16 +44,19 @@ from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
 from qwenproxy.library import Library
 from qwenproxy.media_rows import MediaRows
+from qwenproxy.model_names import ModelNames
 from qwenproxy.qwen.client import QwenClient
 from qwenproxy.qwen.file_uploads import Uploads
 from qwenproxy.qwen.speech_service import SpeechService
 from qwenproxy.qwen.video_service import VideoService
 from qwenproxy.remote_file import RemoteFiles
+from qwenproxy.response_store import ResponseStore
 from qwenproxy.settings import Settings
 from qwenproxy.shelf import Shelf
 from qwenproxy.showing import Showing
 from qwenproxy.speaking import Speech
 from qwenproxy.studio import Studio
+from qwenproxy.tokens import Tokens
 from qwenproxy.turn_order import TurnOrder
 from qwenproxy.video_tasks import VideoTasks
 
@@ -80,6 +83,7 @@ class Engine:
     media: Shelf
     videos: Videos
     speech: Speech
+    responses: ResponseStore
 
 
 @asynccontextmanager
@@ -124,6 +128,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         return transport.problem() or (usable and "the first account's page is still opening") or None
 
     jitter = secrets.SystemRandom().random
+    tokens = Tokens()
     files = FileStore(settings.session_dir, clock, most_bytes=settings.max_file_bytes)
     copies = Copies(settings.session_dir, clock)
     hosting = Hosting(files, copies, Uploads(client, settings, clock), pool, clock)
@@ -137,6 +142,8 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         activity=activity,
         not_ready=not_ready,
         jitter=jitter,
+        names=ModelNames(settings.session_dir),
+        count=tokens.count,
     )
     hosts = ServiceHosts((settings.upstream, settings.storage_endpoint))
     media = MediaRows(settings.session_dir, clock)
@@ -145,6 +152,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
     attachments = Attachments(files, remote, shelf, hosting, hosts, settings)
     history = History(settings.session_dir, clock)
     exchanges = Exchanges(settings.session_dir, clock, most=settings.remember_answers)
+    responses = ResponseStore(settings.session_dir, clock, most=settings.remember_answers)
     turns = TurnOrder(settings.queue_timeout_s)
     conversations = Conversations(
         gateway,
@@ -177,7 +185,14 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
     speech = Speech(
         pool, errands, client, reader, janitor, gateway.models, clock, model=settings.default_model
     )
-    with closing(history), closing(exchanges), closing(copies), closing(media), closing(made):
+    with (
+        closing(history),
+        closing(exchanges),
+        closing(responses),
+        closing(copies),
+        closing(media),
+        closing(made),
+    ):
         async with transport, shelf, janitor.at_work(), anyio.create_task_group() as tasks:
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
             tasks.start_soon(conversations.forget_unwanted, videos.chats)
@@ -189,7 +204,18 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
             checkup = Checkup(pool, registry, client.who, clock)
             shown = Showing(conversations, shelf)
             yield Engine(
-                gateway, shown, library, registry, guests, checkup, files, hosting, shelf, videos, speech
+                gateway,
+                shown,
+                library,
+                registry,
+                guests,
+                checkup,
+                files,
+                hosting,
+                shelf,
+                videos,
+                speech,
+                responses,
             )
             tasks.cancel_scope.cancel()
 

@@ -6,7 +6,10 @@ alone; where that cannot be, it is told whole to a fresh chat like any other. It
 What is attached is brought to the account that answers before it is asked (`hosting.py`). What is too large
 for one message goes there as a text document, and a pointer to it is said instead (protocol §13).
 
-Retries, at most three, happen only while nothing has been given out, and repeat the same request whole:
+Where the client has tools or wants JSON, what the model writes is read (`answering.py`), and the model may be
+asked once more; each such round is a request of its own here, to a fresh chat.
+
+Retries, at most three a round, happen only while it has given out nothing, and repeat it whole:
 
 | failure | what follows |
 |---|---|
@@ -24,14 +27,17 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from typing import Protocol
 
 import anyio
+from anyio.to_thread import run_sync
 
 from qwenproxy.accounts.pool import OUT_OF_TURN, AllTried, Pool
 from qwenproxy.activity import Activity, InFlight
+from qwenproxy.answering import Answering
 from qwenproxy.chat import ChatRequest, Delta, UpstreamChat
 from qwenproxy.clock import Clock
 from qwenproxy.errors import (
@@ -52,12 +58,15 @@ from qwenproxy.errors import (
     UploadFailed,
     UpstreamError,
 )
+from qwenproxy.file_store import StoredFile
 from qwenproxy.janitor import Janitor
 from qwenproxy.limits import Cutter, Meter
+from qwenproxy.model_names import Asked
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import BUILT_IN, Model
+from qwenproxy.research import research
 from qwenproxy.settings import Settings
-from qwenproxy.words import Drawn, Hosting, Upstream, Words, model_of
+from qwenproxy.words import RESEARCH, Drawn, Hosting, Upstream, Words, model_of
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +85,11 @@ RETRIED = "retried"
 HEADLESS_HINT = "a visible window is asked less often: QWENPROXY_HEADLESS=0 gives one"
 
 
+class Names(Protocol):
+    def asked(self, name: str, live: Sequence[Model]) -> Asked:
+        """What a client's name of a model asks for."""
+
+
 class Gateway:
     def __init__(
         self,
@@ -89,7 +103,12 @@ class Gateway:
         activity: Activity,
         not_ready: Callable[[tuple[str, ...]], str | None],
         jitter: Callable[[], float],
+        names: Names,
+        count: Callable[[str], int],
     ) -> None:
+        """`count` gives the tokens of a text; it may take its time."""
+        self._names = names
+        self._count = count
         self._pool = pool
         self._activity = activity
         self._upstream = upstream
@@ -135,17 +154,14 @@ class Gateway:
         `only` are the guests that may answer it, instead of the accounts.
         """
         with self._activity.begin(request.model) as inside:
-            live = await self.models()
-            model = model_of(request, live, self._settings)
-            inside.model = model.id
-            files = await self._hosting.files(request.messages)
-            words = Words(request, model, live, files, secrets.token_hex(6), most=self._settings.max_files)
+            words = await self._words(request, await self._hosting.files(request.messages))
+            inside.model = words.model.id
+            if request.counts_input:
+                words.input_tokens = await run_sync(self._count, words.turn.prompt)
             cutter = Cutter(request.stop, request.max_tokens)
-            meter = Meter(words.turn.prompt)
-            async with (
-                AsyncExitStack() as documents,
-                aclosing(self._on_accounts(words, documents, inside, only)) as deltas,
-            ):
+            meter = Meter(words.turn.prompt, self._count)
+            answers = self._rounds if Answering.wanted(request) else self._round
+            async with aclosing(answers(words, inside, only)) as deltas:
                 async for delta in deltas:
                     for piece in cutter.push(delta):
                         yield meter.read(piece)
@@ -153,6 +169,63 @@ class Gateway:
                         break
             if only is None:
                 self._activity.serve(inside.account_id)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """The tokens of what `request` would say, without its files; an estimate.
+
+        Raises:
+            UnknownModel, UnsupportedParameter: as `stream` does.
+        """
+        bare = tuple(replace(message, attachments=()) for message in request.messages)
+        words = await self._words(replace(request, messages=bare), {})
+        return await run_sync(self._count, words.turn.prompt)
+
+    async def _words(self, request: ChatRequest, files: Mapping[str, StoredFile]) -> Words:
+        """What the request says, to the model that serves it. Raises: as `Words` and `model_of` do."""
+        live = await self.models()
+        asked = self._names.asked(request.model, live)
+        request = replace(
+            request,
+            model=asked.name,
+            thinking=asked.thinking if request.thinking is None else request.thinking,
+            search=request.search or asked.search,
+            research=request.research or asked.research,
+        )
+        settings = self._settings
+        return Words(
+            request,
+            model_of(request, live, settings),
+            live,
+            files,
+            _nonce(),
+            most=settings.max_files,
+            most_tools_bytes=settings.max_tools_bytes,
+        )
+
+    async def _rounds(
+        self, words: Words, inside: InFlight, only: frozenset[str] | None
+    ) -> AsyncGenerator[Delta]:
+        """An answer that is read, in as many rounds as it takes."""
+        answering = Answering(words.request, _call_id)
+        more = True
+        while more:
+            async with aclosing(self._round(words, inside, only)) as deltas:
+                async for delta in deltas:
+                    for piece in answering.push(delta):
+                        yield piece
+            more = answering.again is not None
+            if answering.again is not None:
+                words = words.again(answering.again, inside.account_id, _nonce())
+
+    async def _round(
+        self, words: Words, inside: InFlight, only: frozenset[str] | None
+    ) -> AsyncGenerator[Delta]:
+        async with (
+            AsyncExitStack() as documents,
+            aclosing(self._on_accounts(words, documents, inside, only)) as deltas,
+        ):
+            async for delta in deltas:
+                yield delta
 
     async def _on_accounts(
         self,
@@ -167,6 +240,7 @@ class Gateway:
         prefer = words.account_id or await self._hosting.holder(words.turn.attachments)
         tried: frozenset[str] = frozenset()
         last: QwenProxyError | None = None
+        before = inside.pieces
         while True:
             try:
                 async with self._pool.lease(
@@ -184,7 +258,7 @@ class Gateway:
                 raise last from None
             except QwenProxyError as exc:
                 last = self._told(exc, inside.account_id)
-                again = not inside.pieces and inside.account_id and attempts.elsewhere(last)
+                again = inside.pieces == before and inside.account_id and attempts.elsewhere(last)
                 others = self._pool.has_other_than(tried | {inside.account_id}, model, only)
                 if not again:
                     if others and isinstance(last, OUT_OF_TURN):
@@ -289,7 +363,7 @@ class Gateway:
     async def _said(self, account_id: str, chat: UpstreamChat, turn: Turn) -> AsyncGenerator[Delta]:
         drawn = Drawn(due=turn.draws)
         try:
-            async with aclosing(self._upstream.stream(account_id, chat.id, turn)) as deltas:
+            async with aclosing(self._asked(account_id, chat.id, turn)) as deltas:
                 async for delta in deltas:
                     drawn.check(delta)
                     yield delta
@@ -297,6 +371,11 @@ class Gateway:
             if turn.draws and not isinstance(exc, ParallelLimited):
                 exc.model_only = True  # drawings are counted apart (protocol §13): the account talks on
             raise
+
+    def _asked(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]:
+        if turn.chat_type == RESEARCH:
+            return research(self._upstream, account_id, chat_id, turn)
+        return self._upstream.stream(account_id, chat_id, turn)
 
     async def _forget(self, exc: FileGone, account_id: str, words: Words) -> None:
         """The account does not have a file that we thought it has: it is uploaded there again."""
@@ -380,6 +459,14 @@ class _Attempts:
     async def pause(self) -> None:
         """Waits before the next try, longer each time, a quarter either way at random."""
         await anyio.sleep(self._pauses_s.pop(0) * (0.75 + self._jitter() / 2))
+
+
+def _nonce() -> str:
+    return secrets.token_hex(6)
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _passing(exc: QwenProxyError) -> bool:

@@ -1,5 +1,8 @@
 """What a request says upstream: all of it to a fresh chat, only the last to one that knows the rest.
 
+The web protocol knows neither tools nor formats: what the client may want called, and how the answer must
+look, stands in a system message of ours after the client's own; calls and their results stand in the text.
+
 Files of earlier messages that are gone by now do not end a conversation: its turns say that they are.
 """
 
@@ -10,7 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Final, Protocol
 
+from qwenproxy import structured, tools
 from qwenproxy.addresses import own_file
+from qwenproxy.answering import Again
 from qwenproxy.chat import (
     Attachment,
     ChatRequest,
@@ -24,7 +29,7 @@ from qwenproxy.chat import (
     Text,
     UpstreamChat,
 )
-from qwenproxy.errors import GenerationFailed, UnknownFile
+from qwenproxy.errors import GenerationFailed, UnknownFile, UnsupportedParameter
 from qwenproxy.file_rules import check_drawing, check_kinds, check_number, check_size
 from qwenproxy.file_store import StoredFile
 from qwenproxy.qwen.client import Turn
@@ -36,6 +41,10 @@ from qwenproxy.settings import Settings
 DRAWING: Final = "t2i"
 """The chat type of drawings, and what their limits are counted under (protocol §10.1, §13)."""
 REDRAWING: Final = "image_edit"
+SEARCH: Final = "search"
+RESEARCH: Final = "deep_research"
+TALK: Final = "t2t"
+NO_HOME: Final = Home()
 QUOTED_CHARACTERS: Final = 200
 """How much of what was said instead of a picture its caller gets to read."""
 
@@ -89,14 +98,19 @@ class Words:
         nonce: str,
         *,
         most: int,
+        most_tools_bytes: int,
+        fenced: bool = False,
     ) -> None:
         """`files`: those of ours that are attached, by address; `most` may be in one message.
+
+        `most_tools_bytes` is how much may be told of tools; `fenced`: calls are asked for as fenced JSON.
 
         Raises:
             UnknownFile: what the last message has attached is gone.
             UnsupportedFile: the model, or the service, does not take what is attached.
+            UnsupportedParameter: the model does not search the web, or does no research.
         """
-        home = request.home or Home()
+        home = request.home or NO_HOME
         self.model = model
         self.account_id = home.account_id
         """Who answers, as long as it may."""
@@ -105,13 +119,21 @@ class Words:
         self.stays = request.home is not None
         """Whether the chat that answers belongs to a conversation."""
         self.draws = request.drawing is not None
-        self._request = request
+        self.request = request
+        """With the model and what it is to do as the name of the model tells."""
         self._models = models
         self._files = files
         self._most = most
+        self._most_tools_bytes = most_tools_bytes
+        self._fenced = fenced
+        self._chat_type = _chat_type(request, model, models)
         self._response_id = home.response_id
         self._nonce = nonce
         self._left = ""
+        self._folded = False
+        """Whether what is said is a whole conversation with marks."""
+        self.input_tokens = 0
+        """What `Started` tells of the prompt's size; 0: nothing."""
         self.turn = self._turn()
         """What is to be said now."""
 
@@ -128,46 +150,81 @@ class Words:
         self.turn = self._turn()
         return True
 
+    def again(self, again: Again, account_id: str, nonce: str) -> Words:
+        """What the next round says, to a fresh chat. Raises: as when made."""
+        request = replace(self.request, messages=(*self.request.messages, *again.messages), home=None)
+        words = Words(
+            request,
+            self.model,
+            self._models,
+            self._files,
+            nonce,
+            most=self._most,
+            most_tools_bytes=self._most_tools_bytes,
+            fenced=again.fenced,
+        )
+        words.account_id = account_id
+        return words
+
     def point_to(self, document: Attachment) -> None:
         """The document says what was to be said."""
-        (*before, last), turn = self._told(), self.turn
-        prompt = pointer(document.name, folded=bool(before) or last.role != "user")
+        turn = self.turn
+        prompt = pointer(document.name, folded=self._folded)
         self.turn = replace(turn, prompt=prompt, attachments=(*turn.attachments, document))
 
     def placed(self, delta: Delta, account_id: str) -> Delta:
         if isinstance(delta, Started):
-            return replace(delta, account_id=account_id, rebuilt=self._left)
+            return replace(delta, account_id=account_id, rebuilt=self._left, input_tokens=self.input_tokens)
         return delta
 
     def _told(self) -> tuple[Message, ...]:
-        return self._request.messages if self.twin is None else self._request.messages[-1:]
+        return self.request.messages if self.twin is None else self.request.messages[-1:]
 
     def _turn(self) -> Turn:
         (*before, last) = self._told()
         if any(not self._is_there(each) for each in last.attachments):
             raise UnknownFile("an attached file is no longer to be had", param="messages")
         messages = [self._named(message) for message in (*before, last)]
+        preface = self._preface()
+        self._folded = bool(before or preface) or last.role != "user"
         check_number(len(last.attachments), self._most)
         # Once each: the marks say which turn had which.
         every = {each.url: each for message in messages for each in message.attachments if each.url}
         attached = tuple(every.values())
         kinds = self._kinds(attached)
-        drawing = self._request.drawing
+        drawing = self.request.drawing
         turn = Turn(
             self.model,
-            fold(messages, self._nonce),
-            self._request.thinking if drawing is None else False,
-            self._request.thinking_budget,
+            fold([*tools.as_text(messages, fenced=self._fenced), *preface], self._nonce),
+            self.request.thinking if drawing is None else False,
+            self.request.thinking_budget,
             None if self.twin is None else self._response_id,
             attached,
         )
         if drawing is None:
             check_kinds(kinds, self.model, self._models)
-            return turn
+            return replace(turn, chat_type=self._chat_type)
         check_drawing(kinds)
         edits = attached and REDRAWING in self.model.chat_types
         chat_type = REDRAWING if edits else DRAWING
         return replace(turn, chat_type=chat_type, size=drawing.size, generator=drawing.generator)
+
+    def _preface(self) -> list[Message]:
+        """What the model is told of tools and of the form of its answer."""
+        request = self.request
+        told = [
+            tools.preface(
+                request.tools,
+                request.tool_choice,
+                fenced=self._fenced,
+                most_bytes=self._most_tools_bytes,
+            )
+            if request.tools
+            else "",
+            structured.preface(request.answer_format) if request.answer_format is not None else "",
+        ]
+        text = "\n\n".join(each for each in told if each)
+        return [Message("system", text)] if text else []
 
     def _kinds(self, attached: Sequence[Attachment]) -> list[FileKind]:
         """Raises: UnsupportedFile, of a file that is too large."""
@@ -195,6 +252,20 @@ class Words:
 
     def _is_there(self, attachment: Attachment) -> bool:
         return attachment.url in self._files or (bool(attachment.url) and not own_file(attachment.url))
+
+
+def _chat_type(request: ChatRequest, model: Model, models: Sequence[Model]) -> str:
+    """The service's kind of chat for it (protocol §4.3). Raises: UnsupportedParameter."""
+    if request.research and RESEARCH not in model.chat_types:
+        raise UnsupportedParameter(_lacking("do deep research", model, models, RESEARCH), param="model")
+    if request.search and not request.research and SEARCH not in model.chat_types:
+        raise UnsupportedParameter(_lacking("search the web", model, models, SEARCH), param="model")
+    return RESEARCH if request.research else SEARCH if request.search else TALK
+
+
+def _lacking(what: str, model: Model, models: Sequence[Model], chat_type: str) -> str:
+    able = next((other.id for other in models if chat_type in other.chat_types), "")
+    return f"{model.id} does not {what}" + (f"; {able} does" if able else "")
 
 
 class Drawn:

@@ -27,8 +27,11 @@ from qwenproxy.chat import (
     Home,
     Media,
     Message,
+    Reply,
     Started,
     Text,
+    Tool,
+    ToolCall,
     fold,
 )
 from qwenproxy.clock import SystemClock
@@ -45,6 +48,7 @@ from qwenproxy.errors import (
     EmptyAnswer,
     FileGone,
     GenerationFailed,
+    InvalidToolCall,
     LimitReached,
     NeedsHuman,
     NoAccount,
@@ -56,6 +60,7 @@ from qwenproxy.errors import (
     UnknownModel,
     Unreachable,
     UnsupportedFile,
+    UnsupportedParameter,
     UploadFailed,
     UpstreamError,
     UpstreamTimeout,
@@ -65,6 +70,7 @@ from qwenproxy.gateway import Gateway
 from qwenproxy.hosting import Hosting
 from qwenproxy.janitor import Janitor
 from qwenproxy.ledger import Ledger
+from qwenproxy.model_names import ModelNames
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import BUILT_IN, Model
@@ -92,6 +98,8 @@ class ScriptedUpstream:
         self.open = 0
         self.models_fail = False
         self.list = BUILT_IN
+        self.says: list[str] = []
+        """What the answers are, one after the other, instead of the usual one."""
         self.slow_new_chat = anyio.Event()
         self.slow_new_chat.set()
 
@@ -128,6 +136,10 @@ class ScriptedUpstream:
             yield Started(chat_id, "r1", turn.model.id)
             if turn.draws and self.draws:
                 yield Media("https://cdn.qwenlm.ai/output/a.png")
+            if self.says:
+                yield Text(self.says.pop(0))
+                yield Finished("stop")
+                return
             yield Text("Hello ")
             await anyio.sleep(0)
             if end is not None:
@@ -190,6 +202,8 @@ async def gateway(
                 activity=Activity(clock),
                 not_ready=lambda usable: None if usable else "none",
                 jitter=pauses.take,
+                names=ModelNames(tmp_path),
+                count=len,
             )
 
 
@@ -878,3 +892,133 @@ async def test_words_instead_of_a_picture_are_a_failure(tmp_path: Path) -> None:
     async with gateway(tmp_path, upstream) as gate:
         with pytest.raises(GenerationFailed, match="it said: Hello you"):
             await text(gate, replace(HELLO, drawing=Drawing()))
+
+
+READ = Tool(
+    "read_file",
+    "Reads a file.",
+    {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+)
+CALL = '<tool_call>{"name": "read_file", "arguments": {"path": "a.txt"}}</tool_call>'
+BAD = '<tool_call>{"name": "read_file", "arguments": {"line": 1}}</tool_call>'
+WITH_TOOLS = replace(HELLO, tools=(READ,))
+
+
+async def whole(gate: Gateway, request: ChatRequest) -> Reply:
+    async with aclosing(gate.stream(request)) as deltas:
+        return fold([d async for d in deltas])
+
+
+async def test_tools_are_told_and_their_calls_come_out_of_the_text(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.says = [f"Look: {CALL}"]
+    async with gateway(tmp_path, upstream) as gate:
+        reply = await whole(gate, WITH_TOOLS)
+    (call,) = reply.calls
+    assert (call.name, call.arguments, reply.finished.reason) == (
+        "read_file",
+        '{"path":"a.txt"}',
+        "tool_calls",
+    )
+    assert call.id.startswith("call_")
+    prompt = upstream.calls[0][2].prompt
+    assert all(told in prompt for told in ("read_file", "Reads a file.", "<tool_call>", "Hello"))
+
+
+async def test_results_of_calls_are_told_as_the_model_knows_them(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    call = ToolCall("c1", "read_file", '{"path":"a.txt"}')
+    talk = (
+        *HELLO.messages,
+        Message("assistant", "Look:", calls=(call,)),
+        Message("tool", "It is 7", call_id="c1"),
+    )
+    async with gateway(tmp_path, upstream) as gate:
+        assert await text(gate, replace(WITH_TOOLS, messages=talk)) == "Hello you"
+    prompt = upstream.calls[0][2].prompt
+    assert "<tool_response>" in prompt
+    assert "It is 7" in prompt
+    assert prompt.index("Look:") < prompt.index('"name"', prompt.index("Look:")) < prompt.index("It is 7")
+
+
+async def test_a_correction_goes_to_a_fresh_chat_of_the_same_account_with_all_that_was_said(
+    tmp_path: Path,
+) -> None:
+    upstream = ScriptedUpstream()
+    upstream.says = [BAD, CALL]
+    async with gateway(tmp_path, upstream) as gate:
+        reply = await whole(gate, WITH_TOOLS)
+    assert len(reply.calls) == 1
+    assert upstream.accounts == ["a0", "a0"]
+    assert upstream.chats == ["chat-1", "chat-2"]
+    assert upstream.deleted == ["chat-1", "chat-2"]
+    first, second = (turn.prompt for _, _, turn in upstream.calls)
+    assert BAD not in first
+    assert all(told in second for told in ("Hello", BAD, "path", "read_file"))
+    assert reply.started.chat_id == "chat-1"
+    assert reply.finished.cut
+
+
+async def test_each_round_may_be_tried_again(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream(None, EmptyAnswer("empty"), LimitReached("limit", wait_s=60))
+    upstream.says = [BAD, CALL]
+    async with gateway(tmp_path, upstream) as gate:
+        assert len((await whole(gate, WITH_TOOLS)).calls) == 1
+    assert upstream.accounts == ["a0", "a0", "a0", "a1"]
+
+
+async def test_a_call_that_cannot_be_used_twice_is_an_error_before_anything_was_given(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.says = [BAD, BAD]
+    seen: list[Delta] = []
+    async with gateway(tmp_path, upstream) as gate, aclosing(gate.stream(WITH_TOOLS)) as deltas:
+        with pytest.raises(InvalidToolCall):
+            seen += [delta async for delta in deltas]
+    assert seen == []
+    assert len(upstream.calls) == 2
+
+
+async def test_refused_by_the_services_machinery_it_is_asked_again_in_fenced_json(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    upstream.says = [
+        "Tool read_file does not exists.",
+        '```json\n{"name": "read_file", "arguments": {"path": "a.txt"}}\n```',
+    ]
+    async with gateway(tmp_path, upstream) as gate:
+        assert len((await whole(gate, WITH_TOOLS)).calls) == 1
+    first, second = (turn.prompt for _, _, turn in upstream.calls)
+    assert "<tool_call>" in first
+    assert "<tool_call>" not in second
+    assert "```json" in second
+
+
+async def test_a_name_tells_to_think_and_to_search(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+        for name in ("qwen3.7-plus-thinking", "qwen3.7-plus-search", "qwen3.7-plus"):
+            await text(gate, replace(HELLO, model=name))
+        await text(gate, replace(HELLO, model="qwen3.7-plus-thinking", thinking=False))
+        with pytest.raises(UnsupportedParameter):
+            await text(gate, replace(HELLO, model="qwen3.5-omni-plus", research=True))
+    told = [(turn.model.id, turn.thinking, turn.chat_type) for _, _, turn in upstream.calls]
+    assert told == [
+        ("qwen3.7-plus", True, "t2t"),
+        ("qwen3.7-plus", None, "search"),
+        ("qwen3.7-plus", None, "t2t"),
+        ("qwen3.7-plus", False, "t2t"),
+    ]
+    assert upstream.types == ["t2t", "search", "t2t", "t2t"]
+
+
+async def test_the_size_of_a_prompt_is_counted_where_it_is_wanted(tmp_path: Path) -> None:
+    upstream = ScriptedUpstream()
+    async with gateway(tmp_path, upstream) as gate:
+        assert (await whole(gate, HELLO)).started.input_tokens == 0
+        assert (await whole(gate, replace(HELLO, counts_input=True))).started.input_tokens == len("Hello")
+        picture = Attachment("image", "https://x/a.png")
+        with_picture = replace(HELLO, messages=(Message("user", "Hello", (picture,)),))
+        assert await gate.count_tokens(with_picture) == len("Hello")
+        assert await gate.count_tokens(WITH_TOOLS) > 100
+        with pytest.raises(UnknownModel):
+            await gate.count_tokens(replace(HELLO, model="nobody"))
+    assert len(upstream.calls) == 2

@@ -42,7 +42,7 @@ def with_files(text: str, *files: StoredFile) -> Message:
 
 
 def words(request: ChatRequest, model: Model = ALL, *, most: int = 3) -> Words:
-    return Words(request, model, BUILT_IN, FILES, NONCE, most=most)
+    return Words(request, model, BUILT_IN, FILES, NONCE, most=most, most_tools_bytes=40_000)
 
 
 def test_a_conversation_says_which_turn_had_which_file() -> None:
@@ -106,6 +106,7 @@ def test_what_a_message_may_not_have() -> None:
             {file_address(large.id): large},
             NONCE,
             most=3,
+            most_tools_bytes=40_000,
         )
 
 
