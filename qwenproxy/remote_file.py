@@ -78,10 +78,10 @@ class RemoteFiles:
         connect: Connect = connected,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Blocks a moment: reads the certificates that are trusted."""
         self._on = settings.fetch_urls
         self._door = _Door(frozenset(each.lower() for each in settings.fetch_allow), resolve, connect)
-        self._tls = tls or httpx2.create_ssl_context(trust_env=False)
+        self._tls = tls
+        self._reading = anyio.Lock()
         self._places = anyio.CapacityLimiter(MOST_AT_ONCE)
 
     async def fetch(
@@ -132,7 +132,7 @@ class RemoteFiles:
         try:
             async with (
                 httpcore2.AsyncConnectionPool(
-                    ssl_context=self._tls, max_connections=1, network_backend=self._door
+                    ssl_context=await self._trusted(), max_connections=1, network_backend=self._door
                 ) as pool,
                 pool.stream("GET", asked, headers=list(HEADERS)) as response,
             ):
@@ -145,6 +145,13 @@ class RemoteFiles:
                 return None
         except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, ssl.SSLError):
             raise NotFetched(f"{_host(url)} gave no whole answer that can be read") from None
+
+    async def _trusted(self) -> ssl.SSLContext:
+        """Made late and in a thread: reading the computer's certificates takes a while."""
+        async with self._reading:
+            if self._tls is None:
+                self._tls = await run_sync(partial(httpx2.create_ssl_context, trust_env=False))
+            return self._tls
 
 
 class _Door(httpcore2.AsyncNetworkBackend):
