@@ -60,6 +60,11 @@ class Tokens:
             return by_bytes(text)
         return sum(len(encoding.encode_ordinary(piece)) for piece in _pieces(text))
 
+    def surely(self, text: str) -> int:
+        """The same, with the vocabulary, waiting for it if need be. Blocks: call it in a thread."""
+        self.load()
+        return self.count(text)
+
     def load(self) -> None:
         """Returns once `count` is as good as it gets. Blocks: call it in a thread."""
         with self._lock:

@@ -113,6 +113,10 @@ def test_until_the_vocabulary_is_there_a_quarter_of_the_bytes_is() -> None:
     assert tokens.count(text) == expected(text)
 
 
+def test_who_can_wait_gets_the_count_with_the_vocabulary() -> None:
+    assert Tokens().surely("Hello, world! " * 20) == expected("Hello, world! " * 20)
+
+
 def test_many_threads_read_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, times = Tokens(), []
     read = Tokens._read
