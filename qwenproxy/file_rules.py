@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from qwenproxy.chat import FileKind
 from qwenproxy.errors import UnsupportedFile
 from qwenproxy.qwen.models import Model
+from qwenproxy.settings import variable_of
 
 MIB: Final = 1024 * 1024
 MOST_MIB: Final[Mapping[FileKind, int]] = MappingProxyType(
@@ -40,12 +41,11 @@ class Known(Protocol):
     def size(self) -> int: ...
 
 
-def check_number(number: int, most: int) -> None:
-    """Raises: UnsupportedFile. Of the files in one message."""
+def check_number(number: int, most: int, place: str | None = "messages") -> None:
+    """Raises: UnsupportedFile. Of the files in one message, which stands at that place."""
     if number > most:
-        raise UnsupportedFile(
-            f"a message has {number} files; QWENPROXY_MAX_FILES allows {most}", param="messages"
-        )
+        allowed = f"{variable_of('max_files')} allows {most}"
+        raise UnsupportedFile(f"a message has {number} files; {allowed}", param=place)
 
 
 def check_kinds(kinds: Sequence[FileKind], model: Model, models: Sequence[Model]) -> None:

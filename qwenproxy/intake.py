@@ -32,11 +32,10 @@ from qwenproxy.errors import (
     QwenProxyError,
     StoreError,
     UnknownFile,
-    UnsupportedFile,
 )
+from qwenproxy.file_rules import check_number
 from qwenproxy.file_store import MESSAGE, FileStore, StoredFile
 from qwenproxy.media_types import extension_of, media_type
-from qwenproxy.settings import variable_of
 from qwenproxy.transcript import KINDS, Content, Json
 
 AT_ONCE: Final = 8
@@ -103,7 +102,7 @@ class Attachments:
             StoreError: the session folder.
         """
         for message in request.messages:
-            self._check_number(message)
+            check_number(len(message.attachments), self._most, _place(message))
         found = await self._found(_every(request.messages), caller)
         for each in found.values():
             if isinstance(each, QwenProxyError):
@@ -148,13 +147,6 @@ class Attachments:
             else:
                 kept.append(part)
         return kept
-
-    def _check_number(self, message: Message) -> None:
-        number = len(message.attachments)
-        if number > self._most:
-            most = f"at most {self._most} in one message ({variable_of('max_files')})"
-            place = message.attachments[0].place.rpartition("[")[0]
-            raise UnsupportedFile(f"{number} files in one message: {most}", param=place or None)
 
     async def _found(
         self, attachments: Iterable[Attachment], caller: Caller, *, fetch: bool = True
@@ -237,6 +229,11 @@ class Attachments:
             ending = extension_of(media_type(incoming.head))
             name = attachment.name or attachment.kind + ending
             return self._store.keep(incoming, name=name, purpose=MESSAGE, caller=caller)
+
+
+def _place(message: Message) -> str | None:
+    """Where the request has what holds the message's files."""
+    return next((each.place.rpartition("[")[0] for each in message.attachments), "") or None
 
 
 def _every(messages: Iterable[Message]) -> Iterable[Attachment]:

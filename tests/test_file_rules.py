@@ -51,8 +51,11 @@ def test_what_a_model_takes_is_taken() -> None:
 
 def test_the_number_of_files_names_its_limit() -> None:
     check_number(3, 3)
-    with pytest.raises(UnsupportedFile, match="a message has 4 files; QWENPROXY_MAX_FILES allows 3"):
-        check_number(4, 3)
+    for place in ((), ("messages[0].content",)):
+        with pytest.raises(UnsupportedFile) as caught:
+            check_number(4, 3, *place)
+        assert str(caught.value) == "a message has 4 files; QWENPROXY_MAX_FILES allows 3"
+        assert caught.value.param == (place[0] if place else "messages")
 
 
 @pytest.mark.parametrize(

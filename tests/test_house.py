@@ -45,7 +45,7 @@ LAYERS = (
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
     "server.error_shapes server.anthropic_models dialects.openai_responses server.background",
-    "qwen.object_storage file_rules copies intake accounts.pool exports server.guard server.attended",
+    "qwen.object_storage copies intake accounts.pool exports server.guard server.attended",
     "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
     "research",
     "hosting errands conversations gateway browser.bridge server.relay checkup live",
