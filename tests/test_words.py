@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from qwenproxy.addresses import file_address
+from qwenproxy.answering import Again
 from qwenproxy.chat import (
+    AnswerFormat,
     Attachment,
     ChatRequest,
     Delta,
@@ -17,8 +19,16 @@ from qwenproxy.chat import (
     Message,
     Started,
     Text,
+    Tool,
+    ToolCall,
 )
-from qwenproxy.errors import GenerationFailed, UnknownFile, UnknownModel, UnsupportedFile
+from qwenproxy.errors import (
+    GenerationFailed,
+    UnknownFile,
+    UnknownModel,
+    UnsupportedFile,
+    UnsupportedParameter,
+)
 from qwenproxy.file_store import StoredFile
 from qwenproxy.qwen.models import BUILT_IN, Model
 from qwenproxy.settings import Settings
@@ -189,3 +199,51 @@ def test_a_picture_is_a_picture_and_words_are_words() -> None:
     drawn.check(Media("https://cdn.qwenlm.ai/a.png"))
     drawn.check(Finished("stop"))
     Drawn(due=False).check(Finished("stop"))
+
+
+ZOOM = Tool("zoom_in", "Makes it larger.", {"type": "object", "properties": {"factor": {"type": "number"}}})
+
+
+def test_tools_and_formats_are_told_after_the_clients_own_system_text() -> None:
+    talk = (Message("system", "Be brief"), Message("user", "Hello"))
+    form = AnswerFormat({"type": "object", "properties": {"age": {"type": "integer"}}})
+    prompt = words(ChatRequest("qwen", talk, tools=(ZOOM,), answer_format=form)).turn.prompt
+    order = ("Be brief", "zoom_in", '"age"', f"[{NONCE} user]\nHello", f"[{NONCE} answer]")
+    places = [prompt.index(told) for told in order]
+    assert places == sorted(places)
+    assert f"[{NONCE} user]" in words(ChatRequest("qwen", talk[1:], tools=(ZOOM,))).turn.prompt
+
+
+def test_the_next_round_is_told_all_of_it_in_a_chat_of_its_own() -> None:
+    talk = (with_files("See", CAT), Message("assistant", "Nice"), with_files("And?", REPORT))
+    asked = words(ChatRequest("qwen", talk, tools=(ZOOM,), home=Home("a1", "twin", "r0")))
+    more = (Message("assistant", "<tool_call>oops"), Message("user", "Once more"))
+    after = asked.again(Again(more, fenced=True), "a2", "0123456789ab")
+    assert (after.twin, after.stays, after.account_id, after.turn.parent_id) == (None, False, "a2", None)
+    assert len(after.turn.attachments) == 2
+    told = ("zoom_in", "See", "Nice", "And?", "<tool_call>oops", "Once more", "```json")
+    assert all(each in after.turn.prompt for each in told)
+    assert NONCE not in after.turn.prompt
+
+
+def test_what_was_called_and_what_came_of_it_is_told_as_text() -> None:
+    call = ToolCall("c1", "zoom_in", '{"factor":2}')
+    talk = (
+        Message("user", "Zoom"),
+        Message("assistant", "", calls=(call,)),
+        Message("tool", "ok", call_id="c1"),
+    )
+    prompt = words(ChatRequest("qwen", talk)).turn.prompt
+    assert f"[{NONCE} assistant]\n<tool_call>" in prompt
+    assert f"[{NONCE} tool]\n<tool_response>" in prompt
+
+
+def test_kinds_of_chats_and_models_that_have_them() -> None:
+    hello = ChatRequest("qwen", (Message("user", "Hello"),))
+    assert words(hello).turn.chat_type == "t2t"
+    assert words(replace(hello, search=True)).turn.chat_type == "search"
+    assert words(replace(hello, search=True, research=True)).turn.chat_type == "deep_research"
+    for wish in ({"search": True}, {"research": True}):
+        with pytest.raises(UnsupportedParameter, match=r"blind does not .* does$") as caught:
+            words(replace(hello, **wish), BLIND)  # type: ignore[arg-type]
+        assert caught.value.param == "model"
