@@ -42,6 +42,10 @@ ERROR_TYPES: Final[Mapping[int, str]] = MappingProxyType(
         504: "timeout_error",
     }
 )
+THREAD: Final = "thread"
+"""The parameter by which a conversation is kept on Anthropic's servers."""
+NO_THREADS: Final = "thread_unsupported_request"
+"""Anthropic's own code; hearing it, its SDK's runner of tools sends the whole conversation instead."""
 STOP_REASONS: Final[Mapping[FinishReason, str]] = MappingProxyType(
     {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 )
@@ -57,8 +61,9 @@ def error_body(error: QwenProxyError) -> Json:
     """
     kind = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = "overloaded_error" if isinstance(error, ShuttingDown) else ERROR_TYPES.get(error.status, kind)
-    told: Json = {"type": kind, "message": str(error) or error.code, "details": {"error_code": error.code}}
     param = getattr(error, "param", None)
+    code = NO_THREADS if param == THREAD else error.code
+    told: Json = {"type": kind, "message": str(error) or error.code, "details": {"error_code": code}}
     if param is not None:
         told["param"] = param
     return {"type": "error", "error": told, "request_id": None}

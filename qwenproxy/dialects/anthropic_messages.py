@@ -73,7 +73,7 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "inference_geo": ("ignored", ""),
         "mcp_servers": ("refused", "an empty list is ignored; the client can offer their tools itself"),
         "compaction": ("refused", ""),
-        "thread": ("refused", ""),
+        "thread": ("refused", "as Anthropic refuses it: its SDK then sends the whole conversation"),
     }
 )
 """Every parameter with a meaning. One that is not listed is ignored; `null` is the same as absent."""

@@ -227,6 +227,13 @@ def test_an_error_names_the_field_and_always_says_something() -> None:
     assert error_body(QwenProxyError())["error"]["message"] == "internal_error"
 
 
+def test_threads_are_refused_so_that_the_sdk_goes_on_without() -> None:
+    error = errors.UnsupportedParameter("thread is not supported here", param="thread")
+    body = error_body(error)
+    assert body["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert body["error"]["type"] == "invalid_request_error"
+
+
 def test_a_failure_is_one_event() -> None:
     (written,) = EventEncoder("", {}).fail(errors.Severed("it broke off"))
     name, data = written.strip().split("\n")

@@ -31,6 +31,7 @@ CHAT = "/v1/chat/completions"
 ANY, WRONG = "a-key-with-every-scope", "a-key-that-nobody-has"
 KEYS = {scope: f"a-key-for-{scope}-alone" for scope in sorted(SCOPES)}
 FILE = "\n".join([ANY, *(f"{key} scopes={scope} name={scope}" for scope, key in KEYS.items())])
+ANTHROPIC = re.compile(r"/(v1|api)/messages")
 NATIVE = re.compile(r"/api(/v[12])?/(chat(?!/completions)|files/(upload|getstsToken))")
 
 
@@ -83,6 +84,9 @@ def refused(answer: httpx.Response, method: str, path: str) -> tuple[int, str]:
     if NATIVE.match(path):
         assert isinstance(error, str)
         return answer.status_code, answer.json()["code"]
+    if ANTHROPIC.match(path):
+        assert answer.json()["type"] == "error"
+        return answer.status_code, error["details"]["error_code"]
     assert error.keys() == {"message", "type", "param", "code"}
     return answer.status_code, error["code"]
 

@@ -75,6 +75,8 @@ async def test_what_is_not_there_is_told_in_openais_envelope() -> None:
             answer = await client.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
         assert (await client.post("/v1/embeddings", json={})).json()["error"]["code"] == "not_found"
+        batches = (await client.get("/v1/messages/batches")).json()
+        assert (batches["type"], batches["error"]["type"]) == ("error", "not_found_error")
         for method, path in (
             ("GET", CHAT),
             ("DELETE", CHAT),

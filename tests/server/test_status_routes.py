@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -86,6 +87,40 @@ async def test_models_with_the_official_client() -> None:
                 await client.models.retrieve("gpt-17")
 
 
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_models_as_anthropic_lists_them(prefix: str) -> None:
+    async with running(ScriptedGateway()) as proxy, client_of(proxy) as client:
+        page = (await client.get(f"{prefix}/models?limit=1", headers=VERSION)).json()
+        assert (page["has_more"], page["first_id"], page["last_id"]) == (True, "qwen3.7-plus", "qwen3.7-plus")
+        (first,) = page["data"]
+        assert (first["type"], first["display_name"]) == ("model", "Qwen3.7 Plus")
+        assert (await client.get(f"{prefix}/models/qwen", headers=VERSION)).json() == first
+        missing = await client.get(f"{prefix}/models/gpt-17", headers=VERSION)
+        assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+        wrong = await client.get(f"{prefix}/models?limit=0", headers=VERSION)
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "limit")
+        assert (await client.get(f"{prefix}/models?limit=0")).status_code == 200, "OpenAI has no pages"
+
+
+async def test_models_with_anthropics_client() -> None:
+    listed = tuple(Model(f"model-{number}", f"Model {number}") for number in range(5))
+    async with running(ScriptedGateway(listed=listed)) as proxy:
+        official = anthropic.AsyncAnthropic(base_url=proxy.url, api_key="none", max_retries=0)
+        async with official as client:
+            assert [model.id async for model in client.models.list()] == [model.id for model in listed]
+            assert [model.id async for model in client.models.list(limit=2)] == [model.id for model in listed]
+            last = await client.models.list(limit=2, before_id="model-2")
+            assert [model.id for model in last.data] == ["model-0", "model-1"]
+            found = await client.models.retrieve("model-3")
+            assert (found.display_name, found.created_at.year, found.lifecycle) == ("Model 3", 1970, "active")
+            with pytest.raises(anthropic.NotFoundError) as caught:
+                await client.models.retrieve("gpt-17")
+            assert caught.value.error_code == "model_not_found"
+
+
 class Failing(ScriptedGateway):
     async def models(self) -> tuple[Model, ...]:
         raise NoAccount("no account is usable")
@@ -96,6 +131,8 @@ async def test_models_that_cannot_be_told(path: str) -> None:
     async with running(Failing()) as proxy, client_of(proxy) as client:
         answer = await client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_account")
+        answer = await client.get(path, headers=VERSION)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "api_error")
 
 
 async def test_many_models_are_compressed_and_streams_never() -> None:
