@@ -876,3 +876,11 @@ def test_a_question_that_comes_as_a_note_is_an_answer_too() -> None:
 def test_outside_a_research_an_answer_ends_as_ever() -> None:
     heard = hear([*answer("Hi")[:-1], END], end="")
     assert heard.decoder.ended
+
+
+def test_a_query_that_may_still_grow_is_told_when_its_phase_ends() -> None:
+    growing = {"deep_research": [{"query": "wind", "stage": "streamingQueries"}]}
+    heard = report_of(
+        frame("", "WebResearch", extra=growing), frame("", "WebResearch", status="finished"), end=""
+    )
+    assert heard.thinking == "Searching: wind"
