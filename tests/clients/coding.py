@@ -28,6 +28,8 @@ from tests.clients.installed import node_folder
 from tests.serve import Standin, free_port, process
 
 RUN_S = 180
+SHOWN = 6000
+"""Characters of what a program printed that are shown when something is wrong."""
 BEFORE = 'def greet():\n    return "Hello"\n'
 AFTER = 'def greet():\n    return "Hello, world"\n'
 NOWHERE = "http://127.0.0.1:9"
@@ -37,7 +39,7 @@ NOWHERE = "http://127.0.0.1:9"
 def main(name: str) -> None:
     program = PROGRAMS[name]
     command = str(program.install())
-    print(f"{_told([command, '--version'])}, Node {_told(['node', '--version'])}", flush=True)
+    print(f"{name}: {_told([command, '--version'])}, Node {_told(['node', '--version'])}", flush=True)
     with TemporaryDirectory(prefix="qwenproxy-client-") as folder, demo(Path(folder)) as (base, standin):
         work, home = Path(folder) / "work", Path(folder) / "home"
         work.mkdir()
@@ -95,9 +97,9 @@ def run(what: Run, work: Path, home: Path) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
         output, _ = started.communicate()
-        raise SystemExit(f"it did not end within {RUN_S} s:\n{output}") from None
+        raise SystemExit(f"it did not end within {RUN_S} s:\n{output[-SHOWN:]}") from None
     if started.returncode:
-        raise SystemExit(f"it ended with {started.returncode}:\n{output}")
+        raise SystemExit(f"it ended with {started.returncode}:\n{output[-SHOWN:]}")
     return output
 
 
@@ -126,7 +128,7 @@ def check(
     if program.streamed not in output:
         wrong.append("the calls were not streamed")
     if wrong:
-        raise SystemExit(f"{name}: {'; '.join(wrong)}\n{output}")
+        raise SystemExit(f"{name}: {'; '.join(wrong)}\n{output[-SHOWN:]}")
 
 
 def _is_played(turn: Mapping[str, Any]) -> bool:
