@@ -128,7 +128,8 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         return transport.problem() or (usable and "the first account's page is still opening") or None
 
     jitter = secrets.SystemRandom().random
-    tokens = Tokens()
+    names = ModelNames(settings.session_dir)
+    await run_sync(names.open)
     files = FileStore(settings.session_dir, clock, most_bytes=settings.max_file_bytes)
     copies = Copies(settings.session_dir, clock)
     hosting = Hosting(files, copies, Uploads(client, settings, clock), pool, clock)
@@ -142,8 +143,8 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
         activity=activity,
         not_ready=not_ready,
         jitter=jitter,
-        names=ModelNames(settings.session_dir),
-        count=tokens.count,
+        names=names,
+        tokens=Tokens(),
     )
     hosts = ServiceHosts((settings.upstream, settings.storage_endpoint))
     media = MediaRows(settings.session_dir, clock)
@@ -197,7 +198,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
             tasks.start_soon(_warm_up, pool.usable(), transport, janitor, gateway)
             tasks.start_soon(conversations.forget_unwanted, videos.chats)
             tasks.start_soon(videos.follow)
-            tasks.start_soon(_Follower(gateway, hosting, registry, transport, janitor, clock).run)
+            tasks.start_soon(_Follower(gateway, hosting, registry, names, transport, janitor, clock).run)
             tasks.start_soon(guests.keep_few)
             tasks.start_soon(hosting.clear_left_over)
             tasks.start_soon(_tidy, files, settings.keep_files_days)
@@ -256,6 +257,7 @@ class _Follower:
         gateway: Gateway,
         hosting: Hosting,
         registry: Registry,
+        names: ModelNames,
         transport: BrowserTransport,
         janitor: Janitor,
         clock: Clock,
@@ -264,6 +266,7 @@ class _Follower:
         self._hosting = hosting
         self._pool = gateway.pool
         self._registry = registry
+        self._names = names
         self._transport = transport
         self._janitor = janitor
         self._clock = clock
@@ -279,6 +282,7 @@ class _Follower:
                 # Apart, so that a slow disk under what is written holds up nothing that is read.
                 tasks.start_soon(self._again_and_again, partial(self._look, tasks))
                 tasks.start_soon(self._again_and_again, self._write)
+                tasks.start_soon(self._again_and_again, partial(run_sync, self._names.look))
         finally:
             with anyio.CancelScope(shield=True):
                 await self._write()

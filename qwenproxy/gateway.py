@@ -64,9 +64,10 @@ from qwenproxy.limits import Cutter, Meter
 from qwenproxy.model_names import Asked
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.models import BUILT_IN, Model
+from qwenproxy.qwen.payload import RESEARCH
 from qwenproxy.research import research
 from qwenproxy.settings import Settings
-from qwenproxy.words import RESEARCH, Drawn, Hosting, Upstream, Words, model_of
+from qwenproxy.words import Drawn, Hosting, Upstream, Words, model_of
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,14 @@ class Names(Protocol):
         """What a client's name of a model asks for."""
 
 
+class Counting(Protocol):
+    def count(self, text: str) -> int:
+        """The tokens of a text, at once."""
+
+    def surely(self, text: str) -> int:
+        """The same, as well as can be. Blocks."""
+
+
 class Gateway:
     def __init__(
         self,
@@ -104,11 +113,10 @@ class Gateway:
         not_ready: Callable[[tuple[str, ...]], str | None],
         jitter: Callable[[], float],
         names: Names,
-        count: Callable[[str], int],
+        tokens: Counting,
     ) -> None:
-        """`count` gives the tokens of a text; it may take its time."""
         self._names = names
-        self._count = count
+        self._tokens = tokens
         self._pool = pool
         self._activity = activity
         self._upstream = upstream
@@ -157,9 +165,9 @@ class Gateway:
             words = await self._words(request, await self._hosting.files(request.messages))
             inside.model = words.model.id
             if request.counts_input:
-                words.input_tokens = await run_sync(self._count, words.turn.prompt)
+                words.input_tokens = await run_sync(self._tokens.surely, words.turn.prompt)
             cutter = Cutter(request.stop, request.max_tokens)
-            meter = Meter(words.turn.prompt, self._count)
+            meter = Meter(words.turn.prompt, self._tokens.count)
             answers = self._rounds if Answering.wanted(request) else self._round
             async with aclosing(answers(words, inside, only)) as deltas:
                 async for delta in deltas:
@@ -178,7 +186,7 @@ class Gateway:
         """
         bare = tuple(replace(message, attachments=()) for message in request.messages)
         words = await self._words(replace(request, messages=bare), {})
-        return await run_sync(self._count, words.turn.prompt)
+        return await run_sync(self._tokens.surely, words.turn.prompt)
 
     async def _words(self, request: ChatRequest, files: Mapping[str, StoredFile]) -> Words:
         """What the request says, to the model that serves it. Raises: as `Words` and `model_of` do."""
@@ -368,8 +376,8 @@ class Gateway:
                     drawn.check(delta)
                     yield delta
         except LimitReached as exc:
-            if turn.draws and not isinstance(exc, ParallelLimited):
-                exc.model_only = True  # drawings are counted apart (protocol §13): the account talks on
+            if (turn.draws or turn.chat_type == RESEARCH) and not isinstance(exc, ParallelLimited):
+                exc.model_only = True  # they are counted apart (protocol §13): the account talks on
             raise
 
     def _asked(self, account_id: str, chat_id: str, turn: Turn) -> AsyncGenerator[Delta]:

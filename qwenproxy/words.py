@@ -35,14 +35,12 @@ from qwenproxy.file_store import StoredFile
 from qwenproxy.qwen.client import Turn
 from qwenproxy.qwen.files import HostedFile, OnProgress
 from qwenproxy.qwen.models import Model, resolve
-from qwenproxy.qwen.payload import fold, pointer
+from qwenproxy.qwen.payload import RESEARCH, SEARCH, fold, pointer
 from qwenproxy.settings import Settings
 
 DRAWING: Final = "t2i"
 """The chat type of drawings, and what their limits are counted under (protocol §10.1, §13)."""
 REDRAWING: Final = "image_edit"
-SEARCH: Final = "search"
-RESEARCH: Final = "deep_research"
 TALK: Final = "t2t"
 NO_HOME: Final = Home()
 QUOTED_CHARACTERS: Final = 200
@@ -114,7 +112,9 @@ class Words:
         self.model = model
         self.account_id = home.account_id
         """Who answers, as long as it may."""
-        self.twin = UpstreamChat(home.chat_id, home.account_id) if home.chat_id else None
+        self._chat_type = _chat_type(request, model, models)
+        lives = home.chat_id and self._chat_type != RESEARCH  # which needs a chat of its kind
+        self.twin = UpstreamChat(home.chat_id, home.account_id) if lives else None
         """The chat that knows the rest, until it is left."""
         self.stays = request.home is not None
         """Whether the chat that answers belongs to a conversation."""
@@ -126,7 +126,6 @@ class Words:
         self._most = most
         self._most_tools_bytes = most_tools_bytes
         self._fenced = fenced
-        self._chat_type = _chat_type(request, model, models)
         self._response_id = home.response_id
         self._nonce = nonce
         self._left = ""
@@ -140,7 +139,9 @@ class Words:
     @property
     def limited_as(self) -> str:
         """What a usage limit is counted under, beside the account (protocol §13)."""
-        return DRAWING if self.draws else self.model.id
+        if self.draws:
+            return DRAWING
+        return RESEARCH if self._chat_type == RESEARCH else self.model.id
 
     def leave(self, why: str) -> bool:
         """From here on everything is told to a fresh chat; whether that is new. Raises: UnsupportedFile."""

@@ -221,7 +221,8 @@ def test_any_cut_gives_the_same_answer(first: str, second: str, cuts: list[int])
                     text = text[size:]
                     if not text:
                         break
-                for delta in (STARTED, *map(Text, pieces), Finished("stop")):
+                deltas: list[Delta] = [STARTED, *map(Text, pieces), Finished("stop")]
+                for delta in deltas:
                     seen += answering.push(delta)
                 if answering.again is None:
                     break

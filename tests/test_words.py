@@ -243,6 +243,8 @@ def test_kinds_of_chats_and_models_that_have_them() -> None:
     assert words(hello).turn.chat_type == "t2t"
     assert words(replace(hello, search=True)).turn.chat_type == "search"
     assert words(replace(hello, search=True, research=True)).turn.chat_type == "deep_research"
+    research = words(replace(hello, research=True, home=Home("a1", "twin", "r0")))
+    assert (research.twin, research.account_id, research.limited_as) == (None, "a1", "deep_research")
     for wish in ({"search": True}, {"research": True}):
         with pytest.raises(UnsupportedParameter, match=r"blind does not .* does$") as caught:
             words(replace(hello, **wish), BLIND)  # type: ignore[arg-type]
