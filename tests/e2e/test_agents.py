@@ -139,6 +139,8 @@ EXPECTED: Mapping[str, Expected] = {
     "json_corrected": Expected(JSON, NUUK, (), rounds=2),
     "json_never_right": Expected(JSON, calls=(), rounds=2, code="invalid_structured_output"),
 }
+WHOLE = ("trained_form", "parallel_calls", "missing_argument", "service_refuses", "json_corrected")
+"""Played without a stream too: each another way through a request."""
 PROGRAMS = {"claude_code", "codex", "opencode", "qwen_code", "aider"}
 """The scripts that programs play: tests/clients."""
 
@@ -176,8 +178,13 @@ def test_every_script_is_played() -> None:
     assert set(EXPECTED) | PROGRAMS == set(agent.names())
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("script", [name for name, expected in EXPECTED.items() if not expected.code])
+@pytest.mark.parametrize(
+    ("script", "stream"),
+    [
+        *((name, True) for name, expected in EXPECTED.items() if not expected.code),
+        *((name, False) for name in WHOLE),
+    ],
+)
 def test_what_the_model_writes_is_what_the_client_gets(
     road: tuple[str, Standin], speaker: Speaker, script: str, stream: bool
 ) -> None:
@@ -239,3 +246,17 @@ def test_thinking_stays_out_of_text_and_calls(road: tuple[str, Standin]) -> None
     assert "I am the stand-in" in message.reasoning_content
     assert "stand-in" not in message.content
     assert message.tool_calls[0].function.name == "write_file"
+
+
+def test_a_result_alone_goes_on_from_the_stored_response(road: tuple[str, Standin]) -> None:
+    client: Any = openai.OpenAI(base_url=f"{road[0]}/v1", api_key="any", max_retries=0)
+    tools = [{"type": "function", "strict": False, **tool} for tool in TOOLS.tools]
+    question = asked("parallel_calls")["content"][0]["text"]
+    first = client.responses.create(model="qwen", input=question, tools=tools)
+    calls = [item for item in first.output if item.type == "function_call"]
+    results = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": f"{call.name} is done"}
+        for call in calls
+    ]
+    second = client.responses.create(model="qwen", previous_response_id=first.id, input=results, tools=tools)
+    assert (len(calls), second.output_text) == (2, "Both are done.")
