@@ -47,12 +47,12 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "stop_sequences": ("honoured", f"up to {MOST_STOPS}; done by the proxy"),
         "thinking": (
             "honoured",
-            "`enabled` with `budget_tokens`, `adaptive`, `between_tools`: on; `disabled`: off, never shown; "
-            "`display`",
+            "`enabled` with `budget_tokens`, `between_tools`, `adaptive`: on, the last not with effort `low`; "
+            "`disabled`: off, never shown; `display`",
         ),
         "output_config": (
             "honoured",
-            "`format`: JSON that fits a schema; `effort`: thinking, where `thinking` is not said",
+            "`format`: JSON that fits a schema; `effort`: with `adaptive` thinking",
         ),
         "output_format": ("honoured", "the same as `output_config.format`"),
         "tools": (
@@ -132,12 +132,21 @@ class AnthropicMessages:
 
 
 def _thinks(thinking: Mapping[str, Any], given: Mapping[str, Any]) -> bool | None:
-    """Whether to think. `adaptive` leaves it to the model how much; here it is on or off, so it is on."""
-    if thinking:
-        if thinking.get("type") not in THINKING:
-            raise BadRequest(f"thinking.type must be one of {', '.join(THINKING)}", param="thinking.type")
-        return bool(thinking["type"] != "disabled")
-    return thinks_by_effort(mapping(given, "output_config").get("effort"), "output_config.effort")
+    """Whether to think. `adaptive` leaves it to the model how much, but here there is only on and off.
+
+    An effort alone turns nothing on: Claude Code sends one with every request, and no `thinking` where its
+    user has turned that off (2.1.329, seen 2026-11-22).
+    """
+    effort = mapping(given, "output_config").get("effort")
+    thinks_by_effort(effort, "output_config.effort")
+    if not thinking:
+        return None
+    kind = thinking.get("type")
+    if kind not in THINKING:
+        raise BadRequest(f"thinking.type must be one of {', '.join(THINKING)}", param="thinking.type")
+    if kind == "adaptive" and effort == "low":
+        return None
+    return bool(kind != "disabled")
 
 
 def _format(given: Mapping[str, Any]) -> AnswerFormat | None:

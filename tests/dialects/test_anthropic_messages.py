@@ -146,8 +146,11 @@ def test_what_claude_code_sends() -> None:
         ({"thinking": {"type": "enabled"}}, True),
         ({"thinking": {"type": "adaptive"}}, True),
         ({"thinking": {"type": "between_tools"}}, True),
-        ({"output_config": {"effort": "high"}}, True),
-        ({"output_config": {"effort": None}}, None),
+        ({"output_config": {"effort": "high"}}, None),
+        ({"output_config": {"effort": None}, "thinking": {"type": "adaptive"}}, True),
+        ({"output_config": {"effort": "high"}, "thinking": {"type": "adaptive", "display": "updates"}}, True),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}}, None),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "enabled"}}, True),
         ({"output_config": {"effort": "max"}, "thinking": {"type": "disabled"}}, False),
     ],
 )
