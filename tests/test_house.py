@@ -15,7 +15,14 @@ import pytest
 from starlette.routing import Route
 
 from qwenproxy import errors
-from qwenproxy.dialects import anthropic_messages, native, openai_images, openai_speech, openai_videos
+from qwenproxy.dialects import (
+    anthropic_messages,
+    native,
+    openai_images,
+    openai_responses,
+    openai_speech,
+    openai_videos,
+)
 from qwenproxy.dialects.chat_parameters import PARAMETERS
 from qwenproxy.engine import engine
 from qwenproxy.server.app import OPENAI_PREFIXES, create_app
@@ -350,6 +357,11 @@ def test_the_readme_tells_the_parameters_of_messages() -> None:
 def test_the_readme_tells_the_parameters_of_drawings() -> None:
     told = [(row[0].strip("`"), *row[1:]) for row in _table("image-parameters")]
     assert told == [(name, treatment, why) for name, (treatment, why) in openai_images.PARAMETERS.items()]
+
+
+def test_the_readme_tells_the_parameters_of_responses() -> None:
+    told = [(row[0].strip("`"), *row[1:]) for row in _table("responses-parameters")]
+    assert told == [(name, treatment, why) for name, (treatment, why) in openai_responses.PARAMETERS.items()]
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,15 @@ from qwenproxy.dialects.base import Dialect
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate
 from qwenproxy.dialects.openai_chat import OpenAIChat
 from qwenproxy.dialects.openai_images import OpenAIEdits, OpenAIImages
+from qwenproxy.dialects.openai_responses import OpenAIResponses
 from qwenproxy.errors import CallerError, MethodNotAllowed, NotFound, QwenProxyError
 from qwenproxy.file_store import FileStore
 from qwenproxy.library import Library
+from qwenproxy.response_store import ResponseStore
 from qwenproxy.server.access import Access, Gate, KeyRoute
 from qwenproxy.server.account_routes import AccountRoutes, Checkup
 from qwenproxy.server.admission import INTERNAL, Admission
+from qwenproxy.server.background import Background
 from qwenproxy.server.chat_routes import ChatRoutes
 from qwenproxy.server.connection import Connection
 from qwenproxy.server.error_shapes import refusal
@@ -51,7 +54,8 @@ from qwenproxy.server.forms import FormBounds
 from qwenproxy.server.guard import Guard, is_loopback
 from qwenproxy.server.image_forms import ImageForm
 from qwenproxy.server.media_routes import Media, MediaRoutes
-from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Relay, read_object
+from qwenproxy.server.relay import Bounds, Conversations, Gateway, Guests, Read, Relay, read_object
+from qwenproxy.server.response_routes import ResponseRoutes
 from qwenproxy.server.speech_routes import Speech, SpeechRoutes
 from qwenproxy.server.status_routes import StatusRoutes
 from qwenproxy.server.token_routes import TokenRoutes
@@ -65,10 +69,13 @@ OPENAI_PREFIXES: Final = ("/v1", "/api")
 SEED_PREFIX: Final = "/api"
 """Of the seed's own routes."""
 ANTHROPIC: Final = AnthropicMessages()
+EDITS: Final = OpenAIEdits()
+RESPONSES: Final = OpenAIResponses()
 DIALECTS: Final[tuple[tuple[tuple[str, ...], Dialect], ...]] = (
     (OPENAI_PREFIXES, OpenAIChat(drawings=OpenAIImages())),
+    (OPENAI_PREFIXES, RESPONSES),
     (OPENAI_PREFIXES, OpenAIImages()),
-    (OPENAI_PREFIXES, OpenAIEdits()),
+    (OPENAI_PREFIXES, EDITS),
     (OPENAI_PREFIXES, ANTHROPIC),
     ((SEED_PREFIX,), NativeChat()),
     ((SEED_PREFIX,), NativeRegenerate()),
@@ -134,6 +141,9 @@ class Engine(Protocol):
     @property
     def speech(self) -> Speech: ...
 
+    @property
+    def responses(self) -> ResponseStore: ...
+
 
 def create_app(
     settings: Settings,
@@ -147,13 +157,14 @@ def create_app(
     """
     gate = gate or Gate()
     admission = Admission(settings.max_in_flight)
+    background = Background(admission)
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(engine, gate.ring),
-        routes=_routes(settings, admission, bounds or Bounds()),
+        lifespan=_lifespan(engine, gate.ring, background),
+        routes=_routes(settings, admission, bounds or Bounds(), background),
         middleware=[
             Middleware(Guard, settings=settings, forms=FORM_PATHS),
             Middleware(Access, gate=gate, public=not is_loopback(settings.host)),
@@ -169,13 +180,17 @@ def create_app(
     return app
 
 
-def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[BaseRoute]:
+def _routes(
+    settings: Settings, admission: Admission, bounds: Bounds, background: Background
+) -> list[BaseRoute]:
     status = StatusRoutes(settings, admission)
     accounts = AccountRoutes(admission, bounds)
     chats = ChatRoutes(admission, bounds)
     forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s, stopped=admission.stopped)
     files = FileRoutes(admission, bounds, settings.heartbeat_s, forms=forms)
     videos = VideoRoutes(admission, bounds, heartbeat_s=settings.heartbeat_s, wait_s=settings.video_timeout_s)
+    responses = ResponseRoutes(RESPONSES, admission, background)
+    reads: dict[Dialect, Read] = {EDITS: ImageForm(forms), RESPONSES: responses.read}
     routes: list[BaseRoute] = [
         *status.routes(),
         *status.models_routes(OPENAI_PREFIXES),
@@ -185,6 +200,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
         *MediaRoutes(admission, bounds).routes(SEED_PREFIX),
         *videos.routes(OPENAI_PREFIXES),
         *SpeechRoutes(admission, bounds).routes(OPENAI_PREFIXES),
+        *responses.routes(OPENAI_PREFIXES),
         *TokenRoutes(ANTHROPIC, admission, bounds).routes(OPENAI_PREFIXES),
     ]
     for prefixes, dialect in DIALECTS:
@@ -194,7 +210,8 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
             bounds,
             settings.heartbeat_s,
             takes_tokens=settings.passthrough_tokens,
-            read=ImageForm(forms) if isinstance(dialect, OpenAIEdits) else read_object,
+            read=reads.get(dialect, read_object),
+            begin=responses.begin if dialect is RESPONSES else None,
         )
         routes += [
             KeyRoute(prefix + path, relay, methods=["POST"], needs="chat")
@@ -205,7 +222,7 @@ def _routes(settings: Settings, admission: Admission, bounds: Bounds) -> list[Ba
 
 
 def _lifespan(
-    engine: Callable[[], AbstractAsyncContextManager[Engine]], ring: KeyRing | None
+    engine: Callable[[], AbstractAsyncContextManager[Engine]], ring: KeyRing | None, background: Background
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -213,7 +230,7 @@ def _lifespan(
         with anyio.CancelScope() as life:
             app.state.life = life
             try:
-                async with engine() as running, anyio.create_task_group() as tasks:
+                async with engine() as running, background.at_work(), anyio.create_task_group() as tasks:
                     if ring is not None:
                         tasks.start_soon(_follow, ring)
                     app.state.checkup = running.checkup
@@ -225,6 +242,7 @@ def _lifespan(
                     app.state.media = running.media
                     app.state.videos = running.videos
                     app.state.speech = running.speech
+                    app.state.responses = running.responses
                     app.state.gateway = running.gateway
                     yield
                     tasks.cancel_scope.cancel()

@@ -138,6 +138,11 @@ async def read_object(scope: Scope, receive: Receive, bounds: Bounds) -> Json:
 
 
 Read: TypeAlias = Callable[[Scope, Receive, Bounds], Awaitable[Json]]
+Begin: TypeAlias = Callable[[Scope, ChatRequest, Stream, bool], Awaitable[tuple[ChatRequest, Stream] | Json]]
+"""Before a request is answered: the request and the stream to answer it with, or the whole answer at once.
+
+The last argument says whether the stream needs sign-ins that are gone with the request.
+"""
 
 
 class Relay:
@@ -152,6 +157,7 @@ class Relay:
         *,
         takes_tokens: bool = False,
         read: Read = read_object,
+        begin: Begin | None = None,
     ) -> None:
         """`takes_tokens`: a request may bring sign-ins of its own; `read` gives the object in its body."""
         self._dialect = dialect
@@ -160,6 +166,7 @@ class Relay:
         self._heartbeat_s = heartbeat_s
         self._takes_tokens = takes_tokens
         self._read = read
+        self._begin = begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         wire = _Wire(scope, receive, send, self._bounds.write_stall_s)
@@ -168,10 +175,16 @@ class Relay:
                 body = await self._read(scope, receive, self._bounds)
                 asked = self._dialect.parse(body, scope["path_params"])
                 request = replace(asked, base_url=base_url(scope))
-                answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds)
                 conversations: Conversations = scope["app"].state.conversations
                 async with self._guests(scope) as only:
-                    stream = partial(conversations.stream, caller=caller_of(scope), only=only)
+                    stream: Stream = partial(conversations.stream, caller=caller_of(scope), only=only)
+                    if self._begin is not None:
+                        begun = await self._begin(scope, request, stream, only is not None)
+                        if isinstance(begun, dict):
+                            await wire.reply(json_response(begun))
+                            return
+                        request, stream = begun
+                    answer = _Answer(self._dialect, request, wire, self._heartbeat_s, self._bounds)
                     await answer.run(stream, self._admission)
         except ClientGone:
             return

@@ -24,6 +24,7 @@ from qwenproxy.library import Library
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.qwen.models import Model
 from qwenproxy.qwen.speech_service import Voice
+from qwenproxy.response_store import ResponseStore
 from qwenproxy.server.access import Gate
 from qwenproxy.server.admission import Admission
 from qwenproxy.server.app import bind, create_app, serve
@@ -76,6 +77,9 @@ class ScriptedGateway:
     media: ScriptedMedia = field(default_factory=lambda: ScriptedMedia())
     videos: ScriptedVideos = field(default_factory=lambda: ScriptedVideos())
     speech: ScriptedSpeech = field(default_factory=lambda: ScriptedSpeech())
+    responses: ResponseStore = field(
+        default_factory=lambda: ResponseStore(Path("session"), SystemClock(), most=50)
+    )
     hopeless: QwenProxyError | None = None
 
     @property
