@@ -47,8 +47,8 @@ PARAMETERS: Final[Mapping[str, tuple[Treatment, str]]] = MappingProxyType(
         "stop_sequences": ("honoured", f"up to {MOST_STOPS}; done by the proxy"),
         "thinking": (
             "honoured",
-            "`enabled` with `budget_tokens`, `between_tools`, `adaptive`: on, the last not with effort `low`; "
-            "`disabled`: off, never shown; `display`",
+            "`enabled` with `budget_tokens`, `between_tools`, `adaptive`: on, the last not with effort `low`;"
+            " `disabled`: off, never shown; `display`",
         ),
         "output_config": (
             "honoured",

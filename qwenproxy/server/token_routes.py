@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from starlette.requests import Request
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 class Counter(Protocol):
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Of what the model would be told. Raises: UnknownModel."""
+        """Of what the model would be told, without files. Raises: UnknownModel, UnsupportedParameter."""
 
 
 class TokenRoutes:
@@ -51,8 +50,7 @@ class TokenRoutes:
             with self._admission.enter():
                 body = await read_object(request.scope, request.receive, self._bounds)
                 asked = self._dialect.parse(body, request.path_params)
-                messages = tuple(replace(message, attachments=()) for message in asked.messages)
-                tokens = await counter.count_tokens(replace(asked, messages=messages))
+                tokens = await counter.count_tokens(asked)
         except ClientGone:
             return Response()
         except QwenProxyError as exc:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from anthropic.types import MessageTokensCount
 
-from qwenproxy.chat import ChatRequest, Message, Tool
+from qwenproxy.chat import Attachment, ChatRequest, Message, Tool
 from qwenproxy.errors import UnknownModel
 from qwenproxy.server.relay import Bounds
 from tests.server.serving import HELLO, Running, ScriptedGateway, running
@@ -55,7 +55,7 @@ async def test_a_count_is_marked_as_the_estimate_it_is(path: str) -> None:
         MessageTokensCount.model_validate(answer.json(), strict=True)
 
 
-async def test_what_is_counted_is_the_request_without_its_files() -> None:
+async def test_what_is_counted_is_the_request_as_it_is_read() -> None:
     gateway = CountingGateway()
     content = [
         {"type": "text", "text": "What is it?"},
@@ -71,9 +71,13 @@ async def test_what_is_counted_is_the_request_without_its_files() -> None:
         }
         assert (await client.post(COUNT, json={**body, "tools": [tool]})).status_code == 200
     (asked,) = gateway.counted
-    assert asked.messages == (Message("system", "Be brief."), Message("user", "What is it?"))
+    files = (
+        Attachment("image", "https://example.org/cat.png"),
+        Attachment("file", "data:application/pdf;base64,JVBERi0="),
+    )
+    assert asked.messages == (Message("system", "Be brief."), Message("user", "What is it?", files))
     assert (asked.model, asked.tools) == ("qwen3-max", (Tool("look", "", {"type": "object"}),))
-    assert gateway.opened == 0, "nobody was asked"
+    assert gateway.opened == 0, "nobody was asked, and nothing taken in"
 
 
 async def test_failures_are_told_in_anthropics_shape(caplog: pytest.LogCaptureFixture) -> None:
