@@ -35,18 +35,19 @@ README = (ROOT / "README.md").read_text("utf-8")
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
     "audio film public_address data_url dialects.parts dialects.fields "
-    "store media_types "
+    "store media_types held_text tool_tags "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.research_notes qwen.sse qwen.models qwen.failures "
     "dialects.base browser.install",
     "dialects.chat_parameters dialects.chat_tools "
     "dialects.anthropic_blocks dialects.anthropic_events dialects.anthropic_tools "
-    "tokens watched_file incoming accounts.healing questions dashboard database history_index",
+    "json_edges tokens watched_file incoming accounts.healing questions dashboard database history_index",
     "api_keys model_names file_store video_tasks dialects.openai_videos dialects.openai_speech "
-    "media_rows "
+    "media_rows written_calls "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
     "dialects.openai_chat dialects.anthropic_messages server.responses "
     "dialects.response_tools dialects.response_output",
+    "sieve "
     "shelf showing dialects.openai_images response_store dialects.response_items dialects.response_events "
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
@@ -89,8 +90,13 @@ PURE = {
     "dashboard",
     "errors",
     "limits",
+    "held_text",
+    "json_edges",
     "media_types",
     "said",
+    "sieve",
+    "tool_tags",
+    "written_calls",
     "transcript",
     "qwen.files",
     "qwen.sse",
