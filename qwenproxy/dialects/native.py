@@ -26,7 +26,7 @@ from qwenproxy.chat import (
 )
 from qwenproxy.clock import Clock
 from qwenproxy.dialects.base import Encoder, Json, frame, json_text
-from qwenproxy.dialects.openai_chat import OpenAIChat
+from qwenproxy.dialects.openai_chat import HUSHED, OpenAIChat
 from qwenproxy.dialects.parts import part_of, text_and_attachments
 from qwenproxy.errors import BadRequest, QwenProxyError, UnsupportedParameter
 
@@ -74,7 +74,7 @@ class NativeChat:
     def reply(self, request: ChatRequest, replies: Sequence[Reply]) -> Json:
         (reply,) = replies
         told = self._openai.reply(request, replies) | _kept_as(reply.started)
-        if reply.thinking:
+        if reply.thinking and not request.echo.get(HUSHED):
             told["reasoning"] = reply.thinking
         if reply.sources:
             told["sources"] = [asdict(source) for source in reply.sources]

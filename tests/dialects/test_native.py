@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from qwenproxy.chat import (
     Attachment,
     ChatRequest,
     ConversationRef,
+    Delta,
     Finished,
     Message,
     Started,
     Text,
+    Thinking,
     fold,
 )
 from qwenproxy.dialects.native import NativeChat, NativeRegenerate, content_of, error_body
@@ -247,6 +250,13 @@ def test_search_format_and_thinking_are_asked_for_as_in_completions() -> None:
     assert request.answer_format == AnswerFormat({"type": "object"})
     assert request.thinking
     assert again(enable_search=True).search
+
+
+def test_thinking_is_left_out_where_it_is_not_wanted() -> None:
+    request = parse(message="x", stream=True, reasoning={"exclude": True})
+    deltas: list[Delta] = [Started("c", "r", "m"), Thinking("hm"), Text("So."), Finished("stop")]
+    assert "hm" not in json.dumps(DIALECT.reply(request, [fold(deltas)]))
+    assert "hm" not in streamed(DIALECT, request, [(0, delta) for delta in deltas])
 
 
 def test_a_wrong_message_id_is_named() -> None:
