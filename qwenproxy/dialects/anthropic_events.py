@@ -46,6 +46,20 @@ THREAD: Final = "thread"
 """The parameter by which a conversation is kept on Anthropic's servers."""
 NO_THREADS: Final = "thread_unsupported_request"
 """Anthropic's own code; hearing it, its SDK's runner of tools sends the whole conversation instead."""
+NO_USAGE: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "input_tokens": 0,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "cache_creation": None,
+        "output_tokens": 0,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": None,
+        "inference_geo": None,
+    }
+)
+"""Every figure that Anthropic's specification wants of a message, where there is none."""
 STOP_REASONS: Final[Mapping[FinishReason, str]] = MappingProxyType(
     {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 )
@@ -145,14 +159,15 @@ class Blocks:
         if kind == "thinking":
             yield self._start({"type": "thinking", "thinking": "", "signature": ""})
         else:
-            yield self._start({"type": "text", "text": ""})
+            yield self._start({"type": "text", "text": "", "citations": None})
             cited, self._uncited = self._uncited, []
             for source in cited:
                 yield self._delta({"type": "citations_delta", "citation": _citation(source)})
         self._open = kind
 
     def _call(self, call: ToolCall) -> Iterator[Json]:
-        yield self._start({"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+        named = {"id": call.id, "name": call.name}
+        yield self._start({"type": "tool_use", **named, "input": {}, "caller": {"type": "direct"}})
         yield from self._input(call.arguments)
         yield {"type": "content_block_stop", "index": self._index}
 
@@ -160,11 +175,14 @@ class Blocks:
         """A search as Anthropic's servers tell theirs; what was searched for, the service does not say."""
         self.searches += 1
         call_id = f"srvtoolu_{self._id}{self.searches}"
-        yield self._start({"type": "server_tool_use", "id": call_id, "name": "web_search", "input": {}})
+        named = {"id": call_id, "name": "web_search"}
+        caller = {"caller": {"type": "direct"}}
+        yield self._start({"type": "server_tool_use", **named, "input": {}, **caller})
         yield from self._input('{"query":""}')
         yield {"type": "content_block_stop", "index": self._index}
         pages = [_page(source) for source in found]
-        yield self._start({"type": "web_search_tool_result", "tool_use_id": call_id, "content": pages})
+        result = {"tool_use_id": call_id, "content": pages}
+        yield self._start({"type": "web_search_tool_result", **result, **caller})
         yield {"type": "content_block_stop", "index": self._index}
 
     def _input(self, arguments: str) -> Iterator[Json]:
@@ -193,7 +211,7 @@ def content_of(events: Iterable[Json]) -> list[Json]:
             case _, "input_json_delta":
                 inputs += event["delta"]["partial_json"]
             case _, "citations_delta":
-                blocks[-1].setdefault("citations", []).append(event["delta"]["citation"])
+                blocks[-1]["citations"] = [*(blocks[-1]["citations"] or []), event["delta"]["citation"]]
             case _, "text_delta":
                 blocks[-1]["text"] += event["delta"]["text"]
             case _, "thinking_delta":
@@ -242,7 +260,9 @@ def message(started: Started, answer_id: str, usage: Json) -> Json:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": usage,
+        "stop_details": None,
+        "container": None,
+        "usage": {**NO_USAGE, **usage},
     }
 
 
@@ -252,31 +272,28 @@ def stopped(finished: Finished) -> Json:
     return {
         "stop_reason": "stop_sequence" if finished.stopped_by else reason,
         "stop_sequence": finished.stopped_by or None,
+        "stop_details": None,
+        "container": None,
     }
 
 
 def usage_of(usage: Usage, searches: int) -> Json:
     """All of an answer's figures. Nothing is cached."""
+    asked = {"web_search_requests": searches, "web_fetch_requests": 0}
     told: Json = {
         "input_tokens": usage.input_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+        "server_tool_use": asked if searches else None,
     }
-    if searches:
-        told["server_tool_use"] = {"web_search_requests": searches, "web_fetch_requests": 0}
     return told | {"estimated": True} if usage.estimated else told
 
 
 def _begun(started: Started, answer_id: str) -> list[Json]:
-    usage: Json = {
-        "input_tokens": started.input_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "output_tokens": 0,
-    }
-    return [{"type": "message_start", "message": message(started, answer_id, usage)}, {"type": "ping"}]
+    begun = message(started, answer_id, {"input_tokens": started.input_tokens})
+    return [{"type": "message_start", "message": begun}, {"type": "ping"}]
 
 
 def _ended(finished: Finished, searches: int) -> list[Json]:

@@ -47,6 +47,7 @@ def told(model: Model) -> Json:
         "lifecycle": "active",
         "max_input_tokens": model.context_length or None,
         "max_tokens": model.output_limit or None,
+        "capabilities": None,
     }
 
 

@@ -40,17 +40,21 @@ def events(encoder: EventEncoder, deltas: Iterable[Delta]) -> list[Any]:
     return found
 
 
+def said(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
 def test_texts_and_pictures_that_follow_each_other_are_one_block() -> None:
     picture = Media("https://example.org/a.png")
     assert content(Text("a"), Text(""), Text("b"), picture, Text("c")) == [
-        {"type": "text", "text": "ab\n\n![image](https://example.org/a.png)c"}
+        said("ab\n\n![image](https://example.org/a.png)c")
     ]
-    assert content(picture) == [{"type": "text", "text": "![image](https://example.org/a.png)"}]
+    assert content(picture) == [said("![image](https://example.org/a.png)")]
 
 
 def test_thoughts_are_blocks_of_their_own_and_signed() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": SIGNATURE}
-    text = {"type": "text", "text": "a"}
+    text = said("a")
     parts = (Thinking("h"), Thinking("m"), Text("a"), Thinking("hm"), Thinking(""))
     assert content(*parts) == [thought, text, thought]
     assert content(*parts, omits_thinking=True) == [
@@ -63,9 +67,14 @@ def test_thoughts_are_blocks_of_their_own_and_signed() -> None:
 
 def test_calls_stand_where_they_came() -> None:
     call = ToolCall("call_1", "look", '{"at": [1, 2.50, "ü"]}')
-    block = {"type": "tool_use", "id": "call_1", "name": "look", "input": {"at": [1, 2.5, "ü"]}}
-    said = {"type": "text", "text": "a"}
-    assert content(Text("a"), call, call, Text("a")) == [said, block, block, said]
+    block = {
+        "type": "tool_use",
+        "id": "call_1",
+        "name": "look",
+        "input": {"at": [1, 2.5, "ü"]},
+        "caller": {"type": "direct"},
+    }
+    assert content(Text("a"), call, call, Text("a")) == [said("a"), block, block, said("a")]
 
 
 def test_a_call_without_arguments() -> None:
@@ -87,7 +96,7 @@ def test_arguments_survive_being_sent_in_pieces(arguments: dict[str, Any], times
 
 
 def cited(block: dict[str, Any]) -> list[str]:
-    return [citation["encrypted_index"] for citation in block.get("citations", [])]
+    return [citation["encrypted_index"] for citation in block["citations"] or []]
 
 
 def test_sources_are_cited_by_the_text_that_is_open_or_comes_next() -> None:
@@ -111,6 +120,7 @@ def test_a_search_that_was_asked_for_is_told_before_the_text_it_serves() -> None
         "id": "srvtoolu_0b8f11",
         "name": "web_search",
         "input": {"query": ""},
+        "caller": {"type": "direct"},
     }
     assert found["tool_use_id"] == asked["id"]
     assert [(page["url"], page["title"]) for page in found["content"]] == [
@@ -150,7 +160,7 @@ def test_how_a_message_begins() -> None:
 )
 def test_how_a_message_ends(finished: Finished, reason: str, sequence: str | None) -> None:
     delta, stop = events(EventEncoder("", {}), [finished])
-    assert delta["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+    assert (delta["delta"]["stop_reason"], delta["delta"]["stop_sequence"]) == (reason, sequence)
     assert stop == {"type": "message_stop"}
     assert EventEncoder("", {}).end() == []
 
@@ -163,6 +173,7 @@ def test_usage_says_what_it_is() -> None:
         "cache_read_input_tokens": 0,
         "output_tokens": 5,
         "output_tokens_details": {"thinking_tokens": 3},
+        "server_tool_use": None,
     }
     guessed, _ = events(EventEncoder("", {}), [Finished("stop", Usage(9, 5, estimated=True))])
     assert guessed["usage"]["estimated"] is True

@@ -62,8 +62,8 @@ def test_reply_is_golden_and_says_what_the_stream_says(name: str) -> None:
     assert content_of(sent[2:-2]) == reply["content"]
     begun, ended = sent[0]["message"], sent[-2]
     assert (begun["id"], begun["model"]) == (reply["id"], reply["model"])
-    assert ended["delta"] == {name: reply[name] for name in ("stop_reason", "stop_sequence")}
-    assert ended["usage"] == reply["usage"]
+    assert ended["delta"].items() <= reply.items()
+    assert ended["usage"].items() <= reply["usage"].items()
 
 
 def test_least_request() -> None:

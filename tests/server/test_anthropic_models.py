@@ -26,6 +26,7 @@ def test_a_model_has_anthropics_type() -> None:
         "lifecycle": "active",
         "max_input_tokens": 262_144,
         "max_tokens": 65_536,
+        "capabilities": None,
     }
     for row in (full, told(MODELS[0]), told(Model("x", "X", created_at=10**18))):
         ModelInfo.model_validate(row)
