@@ -87,6 +87,15 @@ class Conversations:
             async for delta in deltas:
                 yield delta
 
+    async def forget(self, answer_id: str, caller: Caller) -> None:
+        """What was said up to that answer is remembered no longer under its id. Raises: StoreError."""
+        try:
+            forgotten = await run_sync(self._exchanges.delete, answer_id, caller)
+        except sqlite3.Error as exc:
+            raise StoreError("what was answered before cannot be forgotten") from exc
+        for chat in forgotten:
+            self._twins.done(chat)
+
     async def forget_unwanted(self, others: Callable[[], frozenset[UpstreamChat]] = frozenset) -> None:
         """Discards, once at a start, the upstream chats whose conversations are no more.
 

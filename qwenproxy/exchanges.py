@@ -89,6 +89,12 @@ class Exchanges:
                 return Exchange(exchange_id, unpacked(messages), Home(account, chat, response), *kept)
         return None
 
+    def delete(self, exchange_id: str, caller: Caller) -> frozenset[UpstreamChat]:
+        """Forgets it; gives the upstream chats that only it lived in."""
+        with self._database.alone() as db:
+            rows = db.execute("select id, mark from exchanges where id = ?", (exchange_id,)).fetchall()
+            return _drop(db, {row for row in rows if caller.sees(row[1])})
+
     def twins(self) -> frozenset[UpstreamChat]:
         """The upstream chats that exchanges live in; what is too old by now is forgotten first."""
         with self._database.alone() as db:
@@ -109,14 +115,19 @@ class Exchanges:
             *db.execute(aged, (now_s - LASTS_S, now_s + LASTS_S)),
             *db.execute(beyond, (mark, self._most)),
         }
-        twins = "select chat, account from exchanges where id = ? and mark = ? and chat <> ''"
-        left = {twin for row in old for twin in _twins(db.execute(twins, row))}
-        db.executemany("delete from exchanges where id = ? and mark = ?", old)
-        still = "select 1 from exchanges where chat = ? limit 1"
-        return frozenset(twin for twin in left if db.execute(still, (twin.id,)).fetchone() is None)
+        return _drop(db, old)
 
     def _now_s(self) -> float:
         return self._clock.now().timestamp()
+
+
+def _drop(db: sqlite3.Connection, rows: set[Any]) -> frozenset[UpstreamChat]:
+    """Deletes rows by id and mark; gives the upstream chats that no other row lives in."""
+    twins = "select chat, account from exchanges where id = ? and mark = ? and chat <> ''"
+    left = {twin for row in rows for twin in _twins(db.execute(twins, row))}
+    db.executemany("delete from exchanges where id = ? and mark = ?", rows)
+    still = "select 1 from exchanges where chat = ? limit 1"
+    return frozenset(twin for twin in left if db.execute(still, (twin.id,)).fetchone() is None)
 
 
 def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:

@@ -25,6 +25,8 @@ class Conversations(Protocol):
     ) -> AsyncGenerator[Delta]:
         """The deltas that answer `request`."""
 
+    async def forget(self, answer_id: str, caller: Caller) -> None: ...
+
 
 class Shelf(Protocol):
     def takes(self, url: str) -> bool: ...
@@ -67,6 +69,10 @@ class Showing:
                     yield await self._shown(delta, account_id, request, caller)
                 else:
                     yield delta
+
+    async def forget(self, answer_id: str, caller: Caller) -> None:
+        """Raises: StoreError."""
+        await self._conversations.forget(answer_id, caller)
 
     async def _shown(self, media: Media, account_id: str, request: ChatRequest, caller: Caller) -> Media:
         if not request.base_url or not self._shelf.takes(media.url):

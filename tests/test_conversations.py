@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qwenproxy import gateway as gateway_module
+from qwenproxy.caller import ANYBODY
 from qwenproxy.chat import ChatRequest, ConversationRef, Message, Tool
 from qwenproxy.errors import (
     BadRequest,
@@ -159,3 +160,18 @@ async def test_a_kept_chat_has_no_place_for_calls(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedParameter) as caught:
             await proxy.complete("Two", after=chat_id, tools=(Tool("read"),))
         assert caught.value.param == "tools"
+
+
+async def test_a_forgotten_answer_cannot_be_continued_and_its_chat_goes(tmp_path: Path) -> None:
+    upstream = Upstream()
+    async with kept(tmp_path, upstream) as proxy:
+        await proxy.complete("One")
+        await proxy.complete("Two", after="r1")
+        await proxy.conversations.forget("r2", OTHER)
+        await proxy.complete("Three", after="r2")
+        for answer_id in ("r1", "r2", "r3", "nobody"):
+            await proxy.conversations.forget(answer_id, ANYBODY)
+        for after in ("r1", "r2"):
+            with pytest.raises(UnknownChat):
+                await proxy.complete("Four", after=after)
+    assert sorted(upstream.deleted) == ["chat-1", "chat-2"]

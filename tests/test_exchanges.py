@@ -135,3 +135,14 @@ def test_what_was_forgotten_cannot_be_read_from_the_file(
     exchanges.twins()
     exchanges.close()
     assert not any(b"answer-to-forget" in path.read_bytes() for path in tmp_path.glob("exchanges.*"))
+
+
+def test_what_is_deleted_is_gone_and_its_chat_with_it(exchanges: Exchanges) -> None:
+    exchanges.add(Exchange("first", TALK, Home("acc", "shared", "first")), GUEST)
+    exchanges.add(Exchange("second", TALK, Home("acc", "shared", "second")), GUEST)
+    assert exchanges.delete("first", OTHER) == frozenset()
+    assert exchanges.get("first", GUEST)
+    assert exchanges.delete("first", GUEST) == frozenset()
+    assert exchanges.get("first", GUEST) is None
+    assert exchanges.delete("second", GUEST) == {UpstreamChat("shared", "acc")}
+    assert exchanges.delete("second", GUEST) == frozenset()

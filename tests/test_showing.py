@@ -27,6 +27,7 @@ class Play:
     empty: bool = False
     noted: list[tuple[str, str, str]] = field(default_factory=list)
     asked: list[frozenset[str] | None] = field(default_factory=list)
+    forgotten: list[tuple[str, str]] = field(default_factory=list)
     closed: int = 0
 
     async def stream(
@@ -40,6 +41,9 @@ class Play:
                 yield delta
         finally:
             self.closed += 1
+
+    async def forget(self, answer_id: str, caller: Caller) -> None:
+        self.forgotten.append((answer_id, caller.mark))
 
     def takes(self, url: str) -> bool:
         return url.startswith(CDN)
@@ -116,3 +120,9 @@ async def test_who_leaves_closes_the_conversation() -> None:
     async with aclosing(Showing(play, play).stream(asked(), ANYBODY)) as deltas:
         await anext(deltas)
     assert play.closed == 1
+
+
+async def test_what_is_forgotten_is_the_conversations_affair() -> None:
+    play = Play([])
+    await Showing(play, play).forget("a1", ALICE)
+    assert play.forgotten == [("a1", "key_alice")]

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -185,13 +185,21 @@ class _Reader:
         if not isinstance(rows, list):
             raise BadRequest(f"{place}.tools must be a list", param=f"{place}.tools")
         self.tools += [(row, f"{place}.tools[{index}]") for index, row in enumerate(rows)]
-        return [str(row["name"]) for row in rows if isinstance(row, dict) and row.get("name")]
+        return [name for row in rows if isinstance(row, dict) for name in _names(row)]
 
     def _mcp(self, item: Json, place: str) -> None:
         called = {**item, "call_id": item.get("call_id") or item.get("id")}
         self._call(_call(called, "function_call", place))
         said = next((item[name] for name in ("output", "error") if item.get(name)), "")
         self._answer({**called, "output": said}, place)
+
+
+def _names(row: Json) -> Iterator[str]:
+    """What the model calls a tool, or those of a namespace."""
+    namespace = row.get("type") == "namespace" and isinstance(row.get("tools"), list)
+    for each in row["tools"] if namespace else [row]:
+        if isinstance(each, dict) and each.get("name"):
+            yield flat_name(str(each["name"]), str(row.get("name")) if namespace else "")
 
 
 def _message(item: Mapping[str, Any], place: str) -> Message:

@@ -79,6 +79,9 @@ class Conversations(Protocol):
         `only` are the guests that may answer it.
         """
 
+    async def forget(self, answer_id: str, caller: Caller) -> None:
+        """An answer cannot be continued any more, and what led to it is gone. Raises: StoreError."""
+
 
 class Gateway(Protocol):
     async def models(self) -> Sequence[Model]: ...

@@ -4,7 +4,7 @@
 |---|---|
 | `POST /responses` | `begin` stands in the relay's way: an answer is kept before its end is told |
 | `GET /responses/{id}` | the body that was answered, word for word |
-| `DELETE /responses/{id}` | it is kept no longer |
+| `DELETE /responses/{id}` | it is kept no longer, nor what was said |
 | `GET /responses/{id}/input_items` | what was asked, newest first |
 | `POST /responses/{id}/cancel` | ends one in the background |
 
@@ -44,7 +44,7 @@ from qwenproxy.response_store import ResponseStore, StoredResponse
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.background import STOPPED, Background, Cancelled, Run
-from qwenproxy.server.relay import Bounds, Stream, read_object
+from qwenproxy.server.relay import Bounds, Conversations, Stream, read_object
 from qwenproxy.server.responses import error_response, json_response
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,8 @@ class ResponseRoutes:
             raise _unknown(response_id)
         if run is not None:
             await run.stop(Cancelled("the response was deleted"))
+        conversations: Conversations = request.app.state.conversations
+        await conversations.forget(response_id.removeprefix(ID_PREFIX), caller)
         await run_sync(store.delete, response_id, caller)
         return {"id": response_id, "object": "response", "deleted": True}
 

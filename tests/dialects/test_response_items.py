@@ -160,20 +160,22 @@ def test_a_call_of_a_hosted_mcp_server_is_told_with_its_result() -> None:
 
 def test_tools_that_come_as_items() -> None:
     tool = {"type": "function", "name": "later", "parameters": {}}
+    agents = {"type": "namespace", "name": "agents", "tools": [tool]}
     found = read(
         {"type": "additional_tools", "role": "developer", "tools": [tool]},
         HELLO,
         {"type": "tool_search_call", "call_id": "c1", "arguments": {"query": "x"}, "execution": "client"},
-        {"type": "tool_search_output", "call_id": "c1", "tools": [tool, {**tool, "name": "other"}]},
+        {"type": "tool_search_output", "call_id": "c1", "tools": [tool, {**tool, "name": "other"}, agents]},
         {"type": "tool_search_output", "call_id": "c2", "tools": []},
     )
     assert [(row["name"], place) for row, place in found.tools] == [
         ("later", "input[0].tools[0]"),
         ("later", "input[3].tools[0]"),
         ("other", "input[3].tools[1]"),
+        ("agents", "input[3].tools[2]"),
     ]
     assert found.messages[-2:] == (
-        Message("tool", "Found: later, other", call_id="c1"),
+        Message("tool", "Found: later, other, agents__later", call_id="c1"),
         Message("tool", "Nothing was found.", call_id="c2"),
     )
 

@@ -60,6 +60,7 @@ class ScriptedGateway:
     listed: tuple[Model, ...] = (Model("qwen3.7-plus", "Qwen3.7 Plus", 1_000_000), Model("qwen3-max", "Max"))
     asked: list[ChatRequest] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     given: int = 0
     opened: int = 0
     closed: int = 0
@@ -116,6 +117,9 @@ class ScriptedGateway:
             with anyio.move_on_after(5, shield=self.shields):
                 await anyio.sleep(self.cleanup_s)
                 self.closed += 1
+
+    async def forget(self, answer_id: str, caller: Caller) -> None:
+        self.forgotten.append(answer_id)
 
     async def models(self) -> Sequence[Model]:
         return self.listed

@@ -173,10 +173,12 @@ async def test_an_answer_that_is_not_to_be_stored() -> None:
 
 
 async def test_deleted_is_gone() -> None:
-    async with asked(ScriptedGateway()) as (proxy, client):
+    gateway = ScriptedGateway()
+    async with asked(gateway) as (proxy, client):
         answer = await client.responses.create(model="qwen", input="Hi")
         gone = await body_of(proxy, f"/v1/responses/{answer.id}", "DELETE")
         assert gone == (200, {"id": answer.id, "object": "response", "deleted": True})
+        assert gateway.forgotten == ["response-1"]
         for call in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
             with pytest.raises(openai.NotFoundError) as caught:
                 await call(answer.id)
