@@ -159,7 +159,8 @@ class Blocks:
         if kind == "thinking":
             yield self._start({"type": "thinking", "thinking": "", "signature": ""})
         else:
-            yield self._start({"type": "text", "text": "", "citations": None})
+            # The specification also takes null there, but Vercel's SDK wants a list (@ai-sdk/anthropic 3).
+            yield self._start({"type": "text", "text": "", "citations": []})
             cited, self._uncited = self._uncited, []
             for source in cited:
                 yield self._delta({"type": "citations_delta", "citation": _citation(source)})
@@ -211,7 +212,7 @@ def content_of(events: Iterable[Json]) -> list[Json]:
             case _, "input_json_delta":
                 inputs += event["delta"]["partial_json"]
             case _, "citations_delta":
-                blocks[-1]["citations"] = [*(blocks[-1]["citations"] or []), event["delta"]["citation"]]
+                blocks[-1]["citations"].append(event["delta"]["citation"])
             case _, "text_delta":
                 blocks[-1]["text"] += event["delta"]["text"]
             case _, "thinking_delta":

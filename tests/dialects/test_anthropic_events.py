@@ -41,7 +41,7 @@ def events(encoder: EventEncoder, deltas: Iterable[Delta]) -> list[Any]:
 
 
 def said(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text, "citations": None}
+    return {"type": "text", "text": text, "citations": []}
 
 
 def test_texts_and_pictures_that_follow_each_other_are_one_block() -> None:
@@ -96,7 +96,7 @@ def test_arguments_survive_being_sent_in_pieces(arguments: dict[str, Any], times
 
 
 def cited(block: dict[str, Any]) -> list[str]:
-    return [citation["encrypted_index"] for citation in block["citations"] or []]
+    return [citation["encrypted_index"] for citation in block["citations"]]
 
 
 def test_sources_are_cited_by_the_text_that_is_open_or_comes_next() -> None:
