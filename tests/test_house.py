@@ -35,24 +35,24 @@ README = (ROOT / "README.md").read_text("utf-8")
 LAYERS = (
     "errors chat caller clock settings addresses accounts.account",
     "audio film public_address data_url dialects.parts dialects.fields "
-    "store media_types held_text tool_tags "
+    "store media_types held_text tool_tags json_text schema_parts "
     "accounts.rows accounts.refusals logs limits activity guests keys account_table transcript said "
     "turn_order qwen.transport qwen.files qwen.research_notes qwen.sse qwen.models qwen.failures "
     "dialects.base browser.install",
     "dialects.chat_parameters dialects.chat_tools "
     "dialects.anthropic_blocks dialects.anthropic_events dialects.anthropic_tools "
-    "json_edges tokens watched_file incoming accounts.healing questions dashboard database history_index",
+    "json_edges misfits coercion tool_list tokens watched_file incoming accounts.healing questions dashboard database history_index",
     "api_keys model_names file_store video_tasks dialects.openai_videos dialects.openai_speech "
-    "media_rows written_calls "
+    "media_rows written_calls json_schema tool_names tools "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
     "dialects.openai_chat dialects.anthropic_messages server.responses "
     "dialects.response_tools dialects.response_output",
-    "sieve "
+    "sieve structured "
     "shelf showing dialects.openai_images response_store dialects.response_items dialects.response_events "
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "server.error_shapes server.anthropic_models dialects.openai_responses server.background",
+    "tool_calls server.error_shapes server.anthropic_models dialects.openai_responses server.background",
     "qwen.object_storage copies intake accounts.pool exports server.guard server.attended",
     "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
     "research",
@@ -122,6 +122,16 @@ PURE = {
     "dialects.fields",
     "data_url",
     "public_address",
+    "json_text",
+    "schema_parts",
+    "misfits",
+    "coercion",
+    "json_schema",
+    "tool_list",
+    "tool_names",
+    "tools",
+    "tool_calls",
+    "structured",
 }
 IMPURE = {
     *("asyncio", "anyio", "fastapi", "starlette", "uvicorn", "playwright", "filelock", "os", "pathlib"),
@@ -155,6 +165,9 @@ ONLY_IN = {
     "questionary": ("questions",),
     "alibabacloud_oss_v2": ("qwen.object_storage",),
     "requests": ("qwen.object_storage",),
+    "json_repair": ("json_text",),
+    "jsonschema": ("json_schema", "misfits"),
+    "regex": ("json_schema",),
     "tiktoken": ("tokens",),
     "prompt_toolkit": ("keys", "questions"),
 }
