@@ -141,7 +141,7 @@ EXPECTED: Mapping[str, Expected] = {
 }
 WHOLE = ("trained_form", "parallel_calls", "missing_argument", "service_refuses", "json_corrected")
 """Played without a stream too: each another way through a request."""
-PROGRAMS = {"claude_code", "codex", "opencode", "qwen_code", "aider"}
+PROGRAMS = {"claude_code", "codex", "opencode", "qwen_code", "aider", "conformance"}
 """The scripts that programs play: tests/clients."""
 
 
