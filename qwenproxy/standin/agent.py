@@ -38,7 +38,7 @@ SCRIPTS: Final = Path(__file__).with_name("scripts")
 BESIDE: Final = "A short answer from the stand-in"
 """What whoever asks beside the script gets."""
 _HEADING: Final = re.compile(r"^=== (\d+) results?(?:, if (.+))?$\n?", re.MULTILINE)
-_RESULT: Final = re.compile(r"^(?:<tool_response>|```tool_response\b)", re.MULTILINE)
+_RESULT: Final = re.compile(r"^<tool_response>", re.MULTILINE)
 _HOLE: Final = re.compile(r"\{\{(\w+)\}\}")
 _NEEDS: Final = "needs:"
 
