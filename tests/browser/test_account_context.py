@@ -18,7 +18,7 @@ import pytest
 from qwenproxy.browser import account_context as module
 from qwenproxy.browser.chromium import Chromium, runs
 from qwenproxy.browser.contexts import BrowserTransport
-from qwenproxy.browser.site_page import StorageState, mark_of, token_in
+from qwenproxy.browser.site_page import SitePage, StorageState, mark_of, token_in
 from qwenproxy.errors import SessionLocked, TokenRejected
 from qwenproxy.qwen.transport import Fetch
 from qwenproxy.settings import Settings
@@ -201,6 +201,27 @@ async def test_a_disk_that_fails_breaks_no_call_and_gets_the_renewal_later(
         assert mark_on(disk, standin) == old
         disk.failing = False
         await until_async(lambda: mark_on(disk, standin) != old)
+
+
+async def test_what_a_page_stored_last_is_kept_as_it_is_stopped_and_no_other_is_opened_for_it(
+    standin: Standin, chromium: Chromium
+) -> None:
+    disk = Disk(standin.storage_state(ONE))
+    opened = list[str]()
+    async with kept(standin, chromium, disk) as transport:
+        page = (await _warmed(transport))._page
+        session = await (await chromium.current()).browser.new_browser_cdp_session()
+        await session.send("Target.setDiscoverTargets", {"discover": True})
+        session.on("Target.targetCreated", lambda event: opened.append(event["targetInfo"]["type"]))
+        await page.evaluate("localStorage.last = 'here'")
+    await session.detach()
+    assert "here" in json.dumps(disk.state)
+    assert "page" not in opened
+
+
+async def _warmed(transport: BrowserTransport) -> SitePage:
+    await transport.warm("a")
+    return await transport._account("a").usable_page()
 
 
 async def test_nothing_is_kept_of_a_forgotten_account(standin: Standin, chromium: Chromium) -> None:
