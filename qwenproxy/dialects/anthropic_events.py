@@ -112,24 +112,15 @@ class Blocks:
     def push(self, part: Part) -> Iterator[Json]:
         match part:
             case Text():
-                if part.text:
-                    yield from self._say(part.text)
+                return self._say(part.text)
             case Thinking():
-                if part.text and not self._hides_thinking:
-                    yield from self._switch("thinking")
-                    if not self._omits_thinking:
-                        yield self._delta({"type": "thinking_delta", "thinking": part.text})
+                return self._think(part.text)
             case Media():
-                yield from self._say(("\n\n" if self._spoken else "") + written("", [part]))
+                return self._say(("\n\n" if self._spoken else "") + written("", [part]))
             case Source():
-                self._found.append(part)
-                if self._open == "text":
-                    yield self._delta({"type": "citations_delta", "citation": _citation(part)})
-                else:
-                    self._uncited.append(part)
+                return self._cite(part)
             case ToolCall():
-                yield from self.close()
-                yield from self._call(part)
+                return self._call(part)
 
     def finish(self) -> Iterator[Json]:
         """What ends the last block. Sources are told even where no text is left that could cite them."""
@@ -148,9 +139,25 @@ class Blocks:
             yield from self._search(found)
 
     def _say(self, text: str) -> Iterator[Json]:
+        if not text:
+            return
         yield from self._switch("text")
         self._spoken = True
         yield self._delta({"type": "text_delta", "text": text})
+
+    def _think(self, text: str) -> Iterator[Json]:
+        if not text or self._hides_thinking:
+            return
+        yield from self._switch("thinking")
+        if not self._omits_thinking:
+            yield self._delta({"type": "thinking_delta", "thinking": text})
+
+    def _cite(self, source: Source) -> Iterator[Json]:
+        self._found.append(source)
+        if self._open == "text":
+            yield self._delta({"type": "citations_delta", "citation": _citation(source)})
+        else:
+            self._uncited.append(source)
 
     def _switch(self, kind: Literal["text", "thinking"]) -> Iterator[Json]:
         if self._open == kind:
@@ -167,6 +174,7 @@ class Blocks:
         self._open = kind
 
     def _call(self, call: ToolCall) -> Iterator[Json]:
+        yield from self.close()
         named = {"id": call.id, "name": call.name}
         yield self._start({"type": "tool_use", **named, "input": {}, "caller": {"type": "direct"}})
         yield from self._input(call.arguments)

@@ -239,3 +239,8 @@ def test_every_official_parameter_is_decided_or_says_nothing_here() -> None:
     silent = {"diagnostics", "user_profile_id", "workspace_id"}
     assert set(official) - silent <= set(PARAMETERS)
     assert not silent & set(PARAMETERS)
+
+
+def test_errors_are_anthropics() -> None:
+    body = DIALECT.error(BadRequest("why", param="tools"))
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
