@@ -12,7 +12,7 @@ name="…">`. Of those whoever reads decides by what follows.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Final, Literal
@@ -55,7 +55,7 @@ _WORDS: Final = MappingProxyType(_words())
 TAG_BEGINS: Final = r"<(?=[ \t|/]|[tTfFiIpP]|\Z)"
 """A pattern that every tag here begins with: a quick look before `read_tag`."""
 
-_HEAD: Final = re.compile(r"<(?P<before>[ \t|/]{0,4})(?P<word>[A-Za-z_-]{0,24}+)")
+_HEAD: Final = re.compile(r"<(?P<before>[ \t|/]{0,4})(?P<word>(?:[A-Za-z][A-Za-z_-]{0,23}+)?+)")
 
 
 def beginning(*atoms: str) -> str:
@@ -90,6 +90,8 @@ _ATTRIBUTES: Final = rf"(?:{''.join(_ATTRIBUTE)}){{0,4}}+"
 _CLOSE: Final = (r"\s{0,8}+", r"\|?+", "/?+", ">")
 _WRAPPER_TAIL: Final = re.compile(f"({_ATTRIBUTES}){''.join(_CLOSE)}")
 _WRAPPER_BEGINS: Final = re.compile(f"{_ATTRIBUTES}(?:{beginning(*_ATTRIBUTE)}|{beginning(*_CLOSE)})")
+_END_TAIL: Final = re.compile("".join(_CLOSE))
+_END_BEGINS: Final = re.compile(beginning(*_CLOSE))
 _NAME_ATTRIBUTE: Final = re.compile(r'\sname\s*=\s*"([^"]+)"')
 _GOES_ON: Final = re.compile(r"[\w.:]")
 """After the word: another word than that."""
@@ -108,10 +110,10 @@ def read_tag(text: str, at: int, *, ended: bool = False) -> Tag | None:
         return None
     opening, closing = _WORDS[plain]
     if "/" in found["before"]:
-        return _bare(text, end, closing, plain, sure=_sure(found, opening), ended=ended)
+        return _end(text, end, Tag(closing, end, sure=_sure(found, opening), word=plain), ended=ended)
     if opening == "function" or opening == "parameter":
         return _named(text, end, opening, plain, ended=ended)
-    return _bare(text, end, opening, plain, sure=_sure(found, opening), ended=ended)
+    return _wrapper(text, end, Tag(opening, end, sure=_sure(found, opening), word=plain), ended=ended)
 
 
 def _growing(word: str, plain: str, end: int, *, ended: bool) -> Tag | None:
@@ -130,13 +132,21 @@ def _sure(found: re.Match[str], kind: Kind) -> bool:
     return kind != "tools" and (separated or word.islower() or word.isupper())
 
 
-def _bare(text: str, end: int, kind: Kind, word: str, *, sure: bool, ended: bool) -> Tag:
+def _end(text: str, end: int, tag: Tag, *, ended: bool) -> Tag:
+    if found := _END_TAIL.match(text, end):
+        return replace(tag, end=found.end())
+    if not ended and _END_BEGINS.match(text, end):
+        return Tag("unfinished", end)
+    return tag  # its `>` is missing
+
+
+def _wrapper(text: str, end: int, tag: Tag, *, ended: bool) -> Tag:
     if found := _WRAPPER_TAIL.match(text, end):
         name = _NAME_ATTRIBUTE.search(found[1])
-        return Tag(kind, found.end(), name[1] if name else "", sure, word)
+        return replace(tag, end=found.end(), name=name[1] if name else "")
     if _WRAPPER_BEGINS.match(text, end):
-        return Tag("close", len(text), "", sure, word) if ended else Tag("unfinished", end)
-    return Tag(kind, end, "", sure, word)  # its `>` is missing
+        return replace(tag, kind="close", end=len(text)) if ended else Tag("unfinished", end)
+    return tag  # its `>` is missing
 
 
 def _named(text: str, end: int, kind: Kind, word: str, *, ended: bool) -> Tag:

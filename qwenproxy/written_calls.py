@@ -49,7 +49,7 @@ _EXTRA_COMMAS: Final = re.compile(rf"[{WHITE}}}\],;]*")
 _WORD: Final = re.compile(r"<?[\w.:/-]{0,128}+")
 _FENCE: Final = re.compile(r"`{0,20}+[\w+-]{0,20}+")
 _NAMED: Final = re.compile(r'[\[{\s]*"(?:name|tool|tool_name|function|type|tool_calls)"')
-_NAME_FIRST: Final = re.compile(r"<?([\w.:/-]+)>?\s*[:(]?\s*(\{.*\})\s*\)?\s*(?:</\1>)?", re.DOTALL)
+_NAME_FIRST: Final = re.compile(r"<?([\w.:/-]*\w)>?\s*[:(]?\s*(\{.*\})\s*\)?\s*(?:</\1>)?", re.DOTALL)
 _OTHER_FUNCTION: Final = re.compile(r"<(?:function|invoke)\s+name\s*=\s*[\"']([^\"'<>\n]+)[\"'][^<>\n]*>")
 _OTHER_PARAMETER: Final = re.compile(r"<parameter\s+name\s*=\s*[\"']([^\"'<>\n]+)[\"'][^<>\n]*>")
 _ENDS: Final = frozenset({"close", "function_end", "parameter_end", "result_end", "tools_end"})
@@ -116,7 +116,7 @@ class WrittenCalls:
                 return True
             word = held.ahead(_WORD, offset)
             if place + len(word) < len(held.text) or not (yield from held.more()):
-                return self._knows(word.removeprefix("<"))
+                return self._knows(word.strip("<.:/-"))
 
     def _fence(self, offset: int) -> Reading:
         """Takes the beginning of a fence within the tags."""
