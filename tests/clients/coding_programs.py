@@ -117,6 +117,8 @@ def _qwen_code(program: str, asked: Asked) -> Run:
         "privacy": {"usageStatisticsEnabled": False},
         "general": {"disableAutoUpdate": True, "disableUpdateNag": True},
         "telemetry": {"enabled": False},
+        # Else it may go on after its answer, with the same words and tools.
+        "memory": {"enableManagedAutoMemory": False},
     }
     settings.write_text(json.dumps(quiet))
     env = {"OPENAI_BASE_URL": f"{asked.base}/v1", "OPENAI_API_KEY": "any", "OPENAI_MODEL": "qwen"}
