@@ -52,6 +52,7 @@ QwenProxyError                      500 internal_error
 ├── StoreError                      500 internal_error         the session folder
 │   ├── SessionDamaged              500 internal_error         a file is there and cannot be read
 │   └── SessionLocked               500 internal_error         another program holds it
+├── Cancelled                       409 cancelled              a response in the background was ended
 └── ShuttingDown                    503 shutting_down
 
 A message is for people: it never holds a token, a path of this computer or upstream HTML.
@@ -332,6 +333,11 @@ class SessionDamaged(StoreError):
 
 class SessionLocked(StoreError):
     pass
+
+
+class Cancelled(QwenProxyError):
+    status = 409
+    code = "cancelled"
 
 
 class ShuttingDown(QwenProxyError):

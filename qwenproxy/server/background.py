@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from qwenproxy.chat import Delta, Finished
-from qwenproxy.errors import CallerError, QwenProxyError, ShuttingDown
+from qwenproxy.errors import QwenProxyError, ShuttingDown
 from qwenproxy.server.admission import INTERNAL, Admission
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,6 @@ STOPPED: Final = "the proxy stopped before the answer was whole"
 
 Ended: TypeAlias = Callable[[Sequence[Delta], QwenProxyError | None], Awaitable[None]]
 """Keeps an answer: its deltas, and why they are not all."""
-
-
-class Cancelled(CallerError):
-    """Its client wanted no more of it."""
-
-    code = "cancelled"
 
 
 class Run:

@@ -34,6 +34,7 @@ from qwenproxy.dialects.openai_chat import envelope
 from qwenproxy.dialects.openai_responses import ID_PREFIX, OpenAIResponses, ended_early
 from qwenproxy.errors import (
     BadRequest,
+    Cancelled,
     QwenProxyError,
     ShuttingDown,
     StoreError,
@@ -43,7 +44,7 @@ from qwenproxy.errors import (
 from qwenproxy.response_store import ResponseStore, StoredResponse
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.background import STOPPED, Background, Cancelled, Run
+from qwenproxy.server.background import STOPPED, Background, Run
 from qwenproxy.server.relay import Bounds, Conversations, Stream, read_object
 from qwenproxy.server.responses import error_response, json_response
 

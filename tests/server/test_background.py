@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from qwenproxy.chat import Delta, Finished, Started, Text
-from qwenproxy.errors import QueueFull, QwenProxyError, Severed, ShuttingDown
+from qwenproxy.errors import Cancelled, QueueFull, QwenProxyError, Severed, ShuttingDown
 from qwenproxy.server.admission import Admission
-from qwenproxy.server.background import STOPPED, Background, Cancelled, Run
+from qwenproxy.server.background import STOPPED, Background, Run
 
 pytestmark = pytest.mark.anyio
 

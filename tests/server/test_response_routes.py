@@ -381,6 +381,8 @@ async def test_whoever_follows_a_cancelled_answer_is_told() -> None:
             if event.type == "response.created":
                 await client.responses.cancel(event.response.id)
         assert event.type == "response.failed"
+        assert event.response.error is not None
+        assert event.response.error.message == "the response was cancelled"
 
 
 async def test_a_deleted_background_answer_ends() -> None:
