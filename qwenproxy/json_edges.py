@@ -76,9 +76,9 @@ class JsonEnd:
         return "more", found.end()
 
 
-_NAMES: Final = ("name", "tool", "tool_name", "function")
-_ARGUMENTS: Final = ("arguments", "parameters", "input")
-_WRAPPERS: Final = ("tool_calls", "tool_call", "function_call")
+_NAMES: Final = ("name", "tool", "tool_name", "function", "function_name")
+_ARGUMENTS: Final = ("arguments", "parameters", "input", "args", "params", "tool_input")
+_WRAPPERS: Final = ("tool_calls", "tool_call", "function_call", "calls")
 _OTHERS: Final = ("type", "id", "call_id", "index")
 _KEYS: Final = (*_NAMES, *_ARGUMENTS, *_WRAPPERS, *_OTHERS)
 _TYPES: Final = ("function", "tool_call", "tool_use", "function_call")

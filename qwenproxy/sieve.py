@@ -5,7 +5,7 @@ What is read as a call:
 - `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, several objects or a list in it too, and the slips
   that `tool_tags.py` lists; Qwen3-Coder's `<function=…>` with or without that around it.
 - JSON in a fence, or bare at the beginning of a line or after a colon, if it is a call of one of the client's
-  tools: its name (case, `-`, `_` and `.` alike, with or without a prefix such as `mcp__server__`) and its
+  tools: its name (in any spelling, with or without a prefix such as `mcp__server__`) and its
   arguments are told first. Any other object is text, and so are the objects in it.
 
 Markup is never text, in code neither: a call in a fence is a call, and takes the fence with it; a tag that is
@@ -28,6 +28,7 @@ from typing import Final, TypeAlias
 
 from qwenproxy.held_text import HeldText
 from qwenproxy.json_edges import LEAST_HELD, MOST_HELD, WHITE, CallHead
+from qwenproxy.schema_parts import alike
 from qwenproxy.tool_tags import TAG_BEGINS, Tag, beginning, read_tag
 from qwenproxy.written_calls import MOST_WHITE, Wrapper, WrittenCalls
 from qwenproxy.written_calls import RawCall as RawCall
@@ -68,7 +69,7 @@ _LANGUAGES: Final = (
     *("", "json", "jsonc", "json5", "xml", "text", "txt", "plaintext"),
     *("tool", "tools", "tool_call", "tool_calls", "tool_code", "function", "function_call"),
 )
-_PREFIX: Final = re.compile(r".*(?:__|[.:/])", re.DOTALL)
+_PREFIX: Final = re.compile(r"__|[.:/]")
 
 
 class ToolSieve:
@@ -403,15 +404,19 @@ class ToolSieve:
 
 
 def _resolver(names: Collection[str]) -> Callable[[str], bool]:
-    """Whether a name as a model writes it may be one of these."""
-    full = frozenset(map(_alike, names))
-    bare = frozenset(_alike(_PREFIX.sub("", name)) for name in names)
+    """Whether a name as a model writes it may mean one of these (`tool_names.py` tells which)."""
+    full = frozenset(map(alike, names))
+    endings = frozenset(ending for name in names for ending in _endings(name))
 
     def knows(name: str) -> bool:
-        return bool(name) and (_alike(name) in full | bare or _alike(_PREFIX.sub("", name)) in full)
+        written = alike(name)
+        return bool(written) and (
+            written in full or written in endings or not full.isdisjoint(_endings(name))
+        )
 
     return knows
 
 
-def _alike(name: str) -> str:
-    return re.sub(r"[-.]", "_", name.casefold())
+def _endings(name: str) -> set[str]:
+    """What is left of it without one or more prefixes."""
+    return {alike(name[found.end() :]) for found in _PREFIX.finditer(name)} - {""}
