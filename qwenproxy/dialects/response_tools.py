@@ -224,13 +224,12 @@ def call_item(call: ToolCall, known: Mapping[str, Known], item_id: str) -> Json:
     """The item that calls a tool, as it is when it is done."""
     tool_known = known.get(call.name, Known(call.name))
     item: Json = {"id": item_id, "type": tool_known.kind, "status": "completed", "call_id": call.id}
-    match tool_known.kind:
-        case "tool_search_call":
-            return {**item, "execution": "client", "arguments": json.loads(call.arguments)}
-        case "custom_tool_call":
-            item |= {"name": tool_known.name, INPUT: _input(call)}
-        case "function_call":
-            item |= {"name": tool_known.name, "arguments": call.arguments}
+    if tool_known.kind == "tool_search_call":
+        return {**item, "execution": "client", "arguments": json.loads(call.arguments)}
+    if tool_known.kind == "custom_tool_call":
+        item |= {"name": tool_known.name, INPUT: _input(call)}
+    else:
+        item |= {"name": tool_known.name, "arguments": call.arguments}
     return {**item, "namespace": tool_known.namespace} if tool_known.namespace else item
 
 

@@ -379,6 +379,10 @@ def test_errors_have_openais_shape() -> None:
     assert DIALECT.error(error) == envelope(error)
 
 
+def test_its_input_is_listed() -> None:
+    assert [item["id"] for item in DIALECT.items(parse(), "r1")] == ["msg_r1_in0"]
+
+
 def test_a_body_is_plain_json() -> None:
     request, deltas = scenario(DIALECT, FOLDER, "everything")
     reply = DIALECT.reply(request, replies(request, deltas))

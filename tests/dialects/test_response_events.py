@@ -181,6 +181,32 @@ def test_usage() -> None:
     assert usage_of(Usage(estimated=True))["estimated"] is True
 
 
+def test_a_failure_is_the_last_event() -> None:
+    made = encoder()
+    frames = [frame for delta in (START, Text("a")) for frame in made.encode(delta)]
+    last = events("".join([*frames, *made.fail(Severed("it broke"))]))[-1]
+    EVENT.validate_python(last, strict=True)
+    assert (last["type"], last["response"]) == ("response.failed", made.body)
+    assert [item["status"] for item in made.body["output"]] == ["incomplete"]
+
+
+def test_a_failure_between_items_and_before_all() -> None:
+    made = encoder()
+    made.encode(START)
+    assert events("".join(made.fail(Severed("it broke"))))[-1]["response"]["output"] == []
+    (error,) = events("".join(encoder().fail(Severed("it broke"))))
+    assert (error["type"], error["code"], error["message"]) == ("error", "upstream_error", "it broke")
+
+
+def test_a_search_for_tools_has_no_pieces() -> None:
+    known = {"tool_search": Known("tool_search", "tool_search_call")}
+    made = ResponseEncoder(ChatRequest("qwen", ()), SETTLED, known, lambda: 7)
+    call = ToolCall("call_1", "tool_search", '{"query":"x"}')
+    told = events("".join(frame for delta in (START, call) for frame in made.encode(delta)))[2:]
+    assert [event["type"] for event in told] == ["response.output_item.added", "response.output_item.done"]
+    assert [event["item"]["arguments"] for event in told] == [{}, {"query": "x"}]
+
+
 def test_failures() -> None:
     assert failure_of(BadRequest("no", param="input"))["param"] == "input"
     assert failure_of(AllWaiting("x", retry_after_s=1))["code"] == "rate_limit_exceeded"

@@ -281,3 +281,13 @@ def test_items_are_listed_in_their_full_form() -> None:
         {"type": "input_file", "file_data": None, "filename": "a"},
     ]
     assert "base64" not in json.dumps(found)
+
+
+def test_what_is_no_part_is_listed_as_it_is() -> None:
+    (item,) = listed(({"type": "shell_call_output", "id": "x", "output": [{"stdout": "a"}, "b"]},), "r1")
+    assert item["output"] == [{"stdout": "a"}, "b"]
+
+
+def test_names_of_found_tools_that_have_none() -> None:
+    output = {"type": "tool_search_output", "tools": [{"type": "namespace", "name": "n", "tools": [5, {}]}]}
+    assert messages(output) == (Message("tool", "Nothing was found."),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwenproxy.chat import Media, Source
-from qwenproxy.dialects.response_output import Reasoning, Saying, Searching, citations
+from qwenproxy.dialects.response_output import Item, Reasoning, Saying, Searching, citations
 
 ONE, TWO = Source(1, "https://example.org/1", "One"), Source(2, "https://example.org/2", "Two")
 
@@ -64,3 +64,41 @@ def test_items_whole() -> None:
     search = Searching()
     search.sources.append(ONE)
     assert search.whole("ws_1", "completed")["action"]["sources"] == [{"type": "url", "url": ONE.url}]
+
+
+@pytest.mark.parametrize(
+    ("item", "opening", "closing"),
+    [
+        (
+            Reasoning(),
+            ["response.reasoning_summary_part.added"],
+            ["response.reasoning_summary_text.done", "response.reasoning_summary_part.done"],
+        ),
+        (
+            Saying(),
+            ["response.content_part.added"],
+            ["response.output_text.done", "response.content_part.done"],
+        ),
+        (
+            Searching(),
+            ["response.web_search_call.in_progress", "response.web_search_call.searching"],
+            ["response.web_search_call.completed"],
+        ),
+    ],
+)
+def test_how_items_begin_and_end(item: Item, opening: list[str], closing: list[str]) -> None:
+    begun = item.begun("x_1")
+    assert (begun["id"], begun["status"]) == ("x_1", "in_progress")
+    assert [name for name, _ in item.opening()] == opening
+    assert [name for name, _ in item.closing()] == closing
+
+
+def test_a_message_ends_with_its_citations() -> None:
+    message = Saying()
+    message.grow("So [[1]].")
+    message.annotations = citations(message.text, [ONE], set())
+    (name, fields), *_, (_, part) = message.closing()
+    assert (name, fields["annotation"]["url"]) == ("response.output_text.annotation.added", ONE.url)
+    whole = message.whole("msg_1", "completed")
+    assert whole["content"] == [part["part"]]
+    assert part["part"]["annotations"] == message.annotations

@@ -49,6 +49,12 @@ def test_each_kind_is_a_tool_to_the_model() -> None:
     assert (found.choice, found.search) == (ToolChoice(), False)
 
 
+def test_tools_must_be_a_list() -> None:
+    with pytest.raises(BadRequest) as caught:
+        offer({"tools": {"type": "function"}})
+    assert caught.value.param == "tools"
+
+
 def test_a_grammar_is_told() -> None:
     form = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
     (tool,) = offered({**PATCH, "format": form}).tools

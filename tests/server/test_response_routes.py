@@ -207,6 +207,13 @@ async def test_what_is_not_here() -> None:
         assert (status, body["error"]["code"]) == (404, "not_found")
 
 
+async def test_a_bug_is_an_internal_error() -> None:
+    gateway = ScriptedGateway(responses=None)  # type: ignore[arg-type]
+    async with running(gateway) as proxy:
+        status, body = await body_of(proxy, "/v1/responses/resp_x")
+    assert (status, body["error"]["code"]) == (500, "internal_error")
+
+
 async def test_a_stream_is_not_taken_up_again() -> None:
     async with asked(ScriptedGateway()) as (proxy, client):
         answer = await client.responses.create(model="qwen", input="Hi")
