@@ -63,7 +63,7 @@ from qwenproxy.janitor import Janitor
 from qwenproxy.limits import Cutter, Meter
 from qwenproxy.model_names import Asked
 from qwenproxy.qwen.client import Turn
-from qwenproxy.qwen.models import BUILT_IN, Model
+from qwenproxy.qwen.models import BUILT_IN, Model, resolve
 from qwenproxy.qwen.payload import RESEARCH
 from qwenproxy.research import research
 from qwenproxy.settings import Settings
@@ -145,6 +145,12 @@ class Gateway:
                 self._models, lasts_s = await self._ask_models()
                 self._models_until_s = self._clock.monotonic_s() + lasts_s
             return self._models
+
+    async def model(self, name: str) -> Model:
+        """The model that serves a client's name. Raises: UnknownModel."""
+        live = await self.models()
+        asked = self._names.asked(name, live)
+        return resolve(asked.name, live, default=self._settings.default_model, unknown="refuse")
 
     def readiness(self) -> str | None:
         """None when a request can be answered now, else why not."""

@@ -98,6 +98,7 @@ class ScriptedUpstream:
         self.open = 0
         self.models_fail = False
         self.list = BUILT_IN
+        self.most = 1000
         self.says: list[str] = []
         """What the answers are, one after the other, instead of the usual one."""
         self.slow_new_chat = anyio.Event()
@@ -115,7 +116,7 @@ class ScriptedUpstream:
         return f"chat-{self.made}"
 
     def fits(self, turn: Turn) -> bool:
-        return len(turn.prompt) <= 1000
+        return len(turn.prompt) <= self.most
 
     async def delete(self, account_id: str, chat_id: str) -> None:
         self.deleted.append(chat_id)
@@ -920,6 +921,7 @@ async def whole(gate: Gateway, request: ChatRequest) -> Reply:
 
 async def test_tools_are_told_and_their_calls_come_out_of_the_text(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     upstream.says = [f"Look: {CALL}"]
     async with gateway(tmp_path, upstream) as gate:
         reply = await whole(gate, WITH_TOOLS)
@@ -936,6 +938,7 @@ async def test_tools_are_told_and_their_calls_come_out_of_the_text(tmp_path: Pat
 
 async def test_results_of_calls_are_told_as_the_model_knows_them(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     call = ToolCall("c1", "read_file", '{"path":"a.txt"}')
     talk = (
         *HELLO.messages,
@@ -954,6 +957,7 @@ async def test_a_correction_goes_to_a_fresh_chat_of_the_same_account_with_all_th
     tmp_path: Path,
 ) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     upstream.says = [BAD, CALL]
     async with gateway(tmp_path, upstream) as gate:
         reply = await whole(gate, WITH_TOOLS)
@@ -970,6 +974,7 @@ async def test_a_correction_goes_to_a_fresh_chat_of_the_same_account_with_all_th
 
 async def test_each_round_may_be_tried_again(tmp_path: Path) -> None:
     upstream = ScriptedUpstream(None, EmptyAnswer("empty"), LimitReached("limit", wait_s=60))
+    upstream.most = 100_000
     upstream.says = [BAD, CALL]
     async with gateway(tmp_path, upstream) as gate:
         assert len((await whole(gate, WITH_TOOLS)).calls) == 1
@@ -978,6 +983,7 @@ async def test_each_round_may_be_tried_again(tmp_path: Path) -> None:
 
 async def test_a_call_that_cannot_be_used_twice_is_an_error_before_anything_was_given(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     upstream.says = [BAD, BAD]
     seen: list[Delta] = []
     async with gateway(tmp_path, upstream) as gate, aclosing(gate.stream(WITH_TOOLS)) as deltas:
@@ -989,6 +995,7 @@ async def test_a_call_that_cannot_be_used_twice_is_an_error_before_anything_was_
 
 async def test_refused_by_the_services_machinery_it_is_asked_again_in_fenced_json(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     upstream.says = [
         "Tool read_file does not exists.",
         '```json\n{"name": "read_file", "arguments": {"path": "a.txt"}}\n```',
@@ -1003,6 +1010,7 @@ async def test_refused_by_the_services_machinery_it_is_asked_again_in_fenced_jso
 
 async def test_a_name_tells_to_think_and_to_search(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     async with gateway(tmp_path, upstream) as gate:
         for name in ("qwen3.7-plus-thinking", "qwen3.7-plus-search", "qwen3.7-plus"):
             await text(gate, replace(HELLO, model=name))
@@ -1021,6 +1029,7 @@ async def test_a_name_tells_to_think_and_to_search(tmp_path: Path) -> None:
 
 async def test_the_size_of_a_prompt_is_counted_where_it_is_wanted(tmp_path: Path) -> None:
     upstream = ScriptedUpstream()
+    upstream.most = 100_000
     async with gateway(tmp_path, upstream) as gate:
         assert (await whole(gate, HELLO)).started.input_tokens == 0
         assert (await whole(gate, replace(HELLO, counts_input=True))).started.input_tokens == len("Hello")
@@ -1031,3 +1040,14 @@ async def test_the_size_of_a_prompt_is_counted_where_it_is_wanted(tmp_path: Path
         with pytest.raises(UnknownModel):
             await gate.count_tokens(replace(HELLO, model="nobody"))
     assert len(upstream.calls) == 2
+
+
+async def test_a_clients_name_tells_the_model_that_serves_it(tmp_path: Path) -> None:
+    names = ModelNames(tmp_path)
+    tmp_path.joinpath("model_names.txt").write_text("claude-* = qwen3.8-max-thinking\n")
+    async with gateway(tmp_path, ScriptedUpstream()) as gate:
+        gate._names = names
+        names.open()
+        assert (await gate.model("claude-sonnet-4-5[1m]")).id == "qwen3.8-max"
+        with pytest.raises(UnknownModel):
+            await gate.model("nobody")

@@ -41,7 +41,8 @@ LAYERS = (
     "dialects.base browser.install",
     "dialects.chat_parameters dialects.chat_tools "
     "dialects.anthropic_blocks dialects.anthropic_events dialects.anthropic_tools "
-    "json_edges misfits coercion tool_list tokens watched_file incoming accounts.healing questions dashboard database history_index",
+    "json_edges misfits coercion tool_list tokens watched_file incoming accounts.healing questions dashboard "
+    "database history_index",
     "api_keys model_names file_store video_tasks dialects.openai_videos dialects.openai_speech "
     "media_rows written_calls json_schema tool_names tools "
     "ledger instance exchanges accounts.registry qwen.payload qwen.phases qwen.drift "
@@ -52,8 +53,9 @@ LAYERS = (
     "remote_file qwen.video_service qwen.speech_service "
     "accounts.lessons account_actions qwen.client janitor browser.chromium server.admission server.body "
     "server.connection dialects.native history",
-    "tool_calls server.error_shapes server.anthropic_models dialects.openai_responses server.background",
-    "qwen.object_storage copies intake accounts.pool exports server.guard server.attended",
+    "tool_calls file_rules server.error_shapes server.anthropic_models dialects.openai_responses "
+    "server.background",
+    "answering qwen.object_storage copies intake accounts.pool exports server.guard server.attended",
     "qwen.file_uploads words server.forms server.patience server.access library kept_chats",
     "research",
     "hosting errands conversations gateway browser.bridge server.relay checkup live",
@@ -83,6 +85,7 @@ MAY_IMPORT = {
 PURE = {
     "account_table",
     "addresses",
+    "answering",
     "accounts.account",
     "accounts.rows",
     "caller",
@@ -166,7 +169,7 @@ ONLY_IN = {
     "alibabacloud_oss_v2": ("qwen.object_storage",),
     "requests": ("qwen.object_storage",),
     "json_repair": ("json_text",),
-    "jsonschema": ("json_schema", "misfits"),
+    "jsonschema": ("json_schema", "misfits", "dialects.fields"),
     "regex": ("json_schema",),
     "tiktoken": ("tokens",),
     "prompt_toolkit": ("keys", "questions"),

@@ -183,7 +183,7 @@ def create_app(
 def _routes(
     settings: Settings, admission: Admission, bounds: Bounds, background: Background
 ) -> list[BaseRoute]:
-    status = StatusRoutes(settings, admission)
+    status = StatusRoutes(admission)
     accounts = AccountRoutes(admission, bounds)
     chats = ChatRoutes(admission, bounds)
     forms = FormBounds(settings.max_file_bytes, idle_s=bounds.body_idle_s, stopped=admission.stopped)

@@ -86,6 +86,9 @@ class Conversations(Protocol):
 class Gateway(Protocol):
     async def models(self) -> Sequence[Model]: ...
 
+    async def model(self, name: str) -> Model:
+        """The model that serves a client's name. Raises: UnknownModel."""
+
     def readiness(self) -> str | None:
         """None when a request can be answered now, else why not."""
 

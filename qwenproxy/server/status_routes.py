@@ -13,14 +13,13 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from qwenproxy import __version__
 from qwenproxy.dialects.base import Json
 from qwenproxy.errors import QwenProxyError
-from qwenproxy.qwen.models import Model, resolve
+from qwenproxy.qwen.models import Model
 from qwenproxy.server import anthropic_models
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import Admission
 from qwenproxy.server.error_shapes import refusal, speaks_anthropic
 from qwenproxy.server.relay import Gateway
 from qwenproxy.server.responses import json_response
-from qwenproxy.settings import Settings
 
 OWNER: Final = "qwen"
 RETRY_S: Final = "1"
@@ -57,8 +56,7 @@ pre{overflow:auto;padding:1rem;border:1px solid #888}</style>
 
 
 class StatusRoutes:
-    def __init__(self, settings: Settings, admission: Admission) -> None:
-        self._settings = settings
+    def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
     def routes(self) -> list[KeyRoute]:
@@ -70,7 +68,7 @@ class StatusRoutes:
         ]
 
     def models_routes(self, prefixes: Sequence[str]) -> list[KeyRoute]:
-        """OpenAI's model routes under each prefix, and Anthropic's with its header. An id may hold slashes."""
+        """OpenAI's model routes under each prefix, Anthropic's with its header. An id may hold slashes."""
         return [
             route
             for prefix in prefixes
@@ -110,10 +108,8 @@ class StatusRoutes:
         return json_response({"object": "list", "data": [_model(model) for model in models]})
 
     async def model(self, request: Request) -> Response:
-        name = request.path_params["model_id"]
         try:
-            models = await _gateway(request).models()
-            found = resolve(name, models, default=self._settings.default_model, unknown="refuse")
+            found = await _gateway(request).model(request.path_params["model_id"])
         except QwenProxyError as exc:
             return refusal(request.scope, exc)
         anthropic = speaks_anthropic(request.scope)

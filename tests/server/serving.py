@@ -22,7 +22,7 @@ from qwenproxy.file_store import FileStore, StoredFile
 from qwenproxy.history import History
 from qwenproxy.library import Library
 from qwenproxy.qwen.files import HostedFile
-from qwenproxy.qwen.models import Model
+from qwenproxy.qwen.models import Model, resolve
 from qwenproxy.qwen.speech_service import Voice
 from qwenproxy.response_store import ResponseStore
 from qwenproxy.server.access import Gate
@@ -123,6 +123,9 @@ class ScriptedGateway:
 
     async def models(self) -> Sequence[Model]:
         return self.listed
+
+    async def model(self, name: str) -> Model:
+        return resolve(name, await self.models(), default="qwen3.7-plus", unknown="refuse")
 
     def readiness(self) -> str | None:
         return self.not_ready
