@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwenproxy.sieve import NoSuchTool, Piece, RawCall, ToolSieve
+from tests.bench import agents
 
 CORPUS = {path.stem: path for path in sorted((Path(__file__).parent / "wire/tool_text").glob("*.txt"))}
 """What models write, by hand; beside each file the pieces that must come out."""
@@ -408,6 +409,25 @@ def test_memory_is_for_calls_only(name: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 150_000
     finally:
         tracemalloc.stop()
+
+
+def test_the_benchmark_of_agents_finds_what_it_looks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """On few pieces; it checks by itself that nothing is lost."""
+    rows = agents.rows(count=40, times=1)
+    names = [row.what for row in rows]
+    assert {"sieve: prose", "a whole call checked", "OpenAIChat: text", "OpenAIChat: a call"} <= set(names)
+    assert len(names) == len(set(names))
+    agents.report([agents.Row("sieve: prose", 60, 20), agents.Row("a whole call checked", 5000, 1)], 40)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| sieve: prose | 60 | 20 | 1.00 |",
+        "| a whole call checked | 5,000 | 1 |  |",
+    ]
+    with pytest.raises(SystemExit):
+        agents.sieved(["<tool_call>"], 1)
+    with pytest.raises(SystemExit):
+        agents.sieved(["<tool_call>"], 0)
+    offered = agents.schemas(200, 60_000)
+    assert 55_000 < len(agents.as_json(offered)) < 65_000
 
 
 def test_a_large_call_at_any_cut() -> None:
