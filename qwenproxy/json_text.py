@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from types import MappingProxyType
 from typing import Any, Final, SupportsIndex
 
@@ -25,6 +25,9 @@ MOST_DEPTH: Final = 64
 """Objects and lists within each other, so that whatever walks a value may do so by recursion."""
 MOST_MENDED: Final = 100_000
 """Characters; texts that end where they seem to do not count."""
+MOST_TEXTS: Final = 10_000
+MOST_NAMES: Final = 200
+"""Different ones, where quotation marks are bare."""
 LOOKS: Final = 50_000
 LOOKS_PER_CHARACTER: Final = 4
 """How often `json_repair` may look at a text; whole programs with their quotation marks bare took 2.8 a
@@ -129,7 +132,9 @@ def mended(text: str, problem: NotJson) -> Any:
     text = text.strip()
     if len(text) > MOST_CHARACTERS:
         raise problem
-    found = list(_STRING.finditer(text))
+    found = list(islice(_STRING.finditer(text), MOST_TEXTS))
+    if len(found) == MOST_TEXTS:
+        raise problem
     strings = [each[0] for each in found]
     skeleton = _STRING.sub(_MARK, text)
     if skeleton.count(_MARK) > len(strings):
@@ -185,16 +190,20 @@ def _unescaped(string: str) -> str:
 def _by_guess(text: str, problem: NotJson) -> Any:
     """With quotation marks bare within texts: `json_repair` guesses where the texts end.
 
-    No word may be lost by that, or made up. It loses line breaks and knows not every escape, hence stand-ins.
+    No word may be lost by that, or made up, and a name must stand before a colon. It loses line breaks and
+    knows not every escape, hence stand-ins.
     """
     if any(mark in text for mark in (_MARK, *_STAND_INS.values())):
         raise problem
-    value = _repaired(_ESCAPE.sub(lambda found: _STAND_INS.get(found[1], found[0]), text), problem)
-    try:
-        words = _WORDS.findall(compact(value))
-    except (ValueError, TypeError, RecursionError):
-        raise problem from None
-    if words != _WORDS.findall(_ESCAPE.sub(lambda found: _STAND_INS.get(found[1], found[0]), text)):
+    text = _ESCAPE.sub(lambda found: _STAND_INS.get(found[1], found[0]), text)
+    value = _repaired(text, problem)
+    _check_sound(value)
+    if _WORDS.findall(compact(value)) != _WORDS.findall(text):
+        raise problem
+    names = set(_names(value))
+    if len(names) > MOST_NAMES or not all(
+        re.search(re.escape(name) + r"[\"']?\s*+:", text) for name in names
+    ):
         raise problem
     return _mapped(value, lambda each: each.translate(_STOOD_FOR))
 
@@ -225,6 +234,13 @@ def _mapped(value: Any, said: Callable[[str], str]) -> Any:
         case list():
             return [_mapped(each, said) for each in value]
     return value
+
+
+def _names(value: Any) -> Iterator[str]:
+    for each in _inner(value):
+        yield from _names(each)
+    if isinstance(value, dict):
+        yield from value
 
 
 def _end(pattern: re.Pattern[str], text: str, start: int) -> int:

@@ -25,7 +25,6 @@ _FUNCTION: Final = re.compile(r"\s*+<function\s*+=([^>\n]{0,300}+)>")
 _PARAMETER: Final = re.compile(r"<parameter\s*+=([^>\n]{0,300}+)>")
 _END: Final = re.compile(r"</parameter\s*+>(?=\s*+(?:<parameter\s*+=|</function|</tool_call|\Z))")
 _CLOSER: Final = re.compile(r"</(?:function|tool_call)\s*+>\Z")
-_LINE_BREAK: Final = re.compile(r"\A\r?\n|\r?\n\Z")
 
 
 class BadCall(Exception):
@@ -156,15 +155,19 @@ def _parameters(body: str, names: frozenset[str]) -> Iterator[tuple[str, str]]:
         last = following or end
         stop = last.start() if last else len(body)
         value = body[found.end() : stop]
-        yield key, _LINE_BREAK.sub("", value if last else _without_closers(value))
+        value = value if last else _without_closers(value)
+        line_break = "\r\n" if value.startswith("\r\n") else "\n"
+        yield key, value.removeprefix(line_break).removesuffix(line_break)
         found = following or _PARAMETER.search(body, stop)
 
 
 def _without_closers(value: str) -> str:
     """The last value without what closes the whole call, which stands on lines of its own."""
-    while closer := _CLOSER.search(value.rstrip()):
-        value = value[: closer.start()]
-        value = value if value.endswith("\n") else value + "\n"
+    for _ in range(2):
+        closer = _CLOSER.search(value.rstrip())
+        if closer is not None:
+            value = value[: closer.start()]
+            value = value if value.endswith("\n") else value + "\n"
     return value
 
 
