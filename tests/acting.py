@@ -50,6 +50,8 @@ class Speaker(Protocol):
 
     def result(self, call: Call, text: str) -> Any: ...
 
+    def close(self) -> None: ...
+
 
 class ChatCompletions:
     calls_ended = "tool_calls"
@@ -78,6 +80,9 @@ class ChatCompletions:
 
     def result(self, call: Call, text: str) -> Any:
         return {"role": "tool", "tool_call_id": call.id, "content": text}
+
+    def close(self) -> None:
+        self._client.close()
 
     def _whole(self, answer: Any) -> tuple[str, list[tuple[str, str, str]], str]:
         [choice] = answer.choices
@@ -134,6 +139,9 @@ class Responses:
     def result(self, call: Call, text: str) -> Any:
         return {"type": "function_call_output", "call_id": call.id, "output": text}
 
+    def close(self) -> None:
+        self._client.close()
+
 
 class Messages:
     calls_ended = "tool_use"
@@ -176,6 +184,9 @@ class Messages:
     def result(self, call: Call, text: str) -> Any:
         block = {"type": "tool_result", "tool_use_id": call.id, "content": text}
         return {"role": "user", "content": [block]}
+
+    def close(self) -> None:
+        self._client.close()
 
 
 def _merged(history: Sequence[Any]) -> list[Any]:

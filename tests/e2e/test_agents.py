@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,8 +159,15 @@ def road(tmp_path_factory: pytest.TempPathFactory, chromium_path: str) -> Iterat
 
 
 @pytest.fixture(params=SPEAKERS)
-def speaker(request: pytest.FixtureRequest, road: tuple[str, Standin]) -> Speaker:
-    return SPEAKERS[request.param](road[0])
+def speaker(request: pytest.FixtureRequest, road: tuple[str, Standin]) -> Iterator[Speaker]:
+    with closing(SPEAKERS[request.param](road[0])) as made:
+        yield made
+
+
+@pytest.fixture
+def client(road: tuple[str, Standin]) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{road[0]}/v1", api_key="any", max_retries=0) as made:
+        yield made
 
 
 def asked(script: str) -> dict[str, Any]:
@@ -235,8 +243,7 @@ def test_one_call_at_a_time_is_kept_to(speaker: Speaker) -> None:
     assert [call.name for call in heard.calls] == ["list_files"]
 
 
-def test_thinking_stays_out_of_text_and_calls(road: tuple[str, Standin]) -> None:
-    client: Any = openai.OpenAI(base_url=f"{road[0]}/v1", api_key="any", max_retries=0)
+def test_thinking_stays_out_of_text_and_calls(client: Any) -> None:
     tools = [{"type": "function", "function": tool} for tool in TOOLS.tools]
     question = {"role": "user", "content": asked("trained_form")["content"][0]["text"]}
     answer = client.chat.completions.create(
@@ -248,8 +255,7 @@ def test_thinking_stays_out_of_text_and_calls(road: tuple[str, Standin]) -> None
     assert message.tool_calls[0].function.name == "write_file"
 
 
-def test_a_result_alone_goes_on_from_the_stored_response(road: tuple[str, Standin]) -> None:
-    client: Any = openai.OpenAI(base_url=f"{road[0]}/v1", api_key="any", max_retries=0)
+def test_a_result_alone_goes_on_from_the_stored_response(client: Any) -> None:
     tools = [{"type": "function", "strict": False, **tool} for tool in TOOLS.tools]
     question = asked("parallel_calls")["content"][0]["text"]
     first = client.responses.create(model="qwen", input=question, tools=tools)
