@@ -51,6 +51,8 @@ class Janitor:
         self._chats = chats
         self._keep = keep
         self._tasks: TaskGroup | None = None
+        self._answering: set[UpstreamChat] = set()
+        """Made, and neither done nor held: an answer runs in it."""
         self._open = 0
         self._idle = anyio.Event()
 
@@ -96,6 +98,7 @@ class Janitor:
 
     def hold(self, chat: UpstreamChat) -> None:
         """A conversation lives in it from now on, until it is done or discarded."""
+        self._answering.discard(chat)
         if self._ledger.event(chat) == "made":
             self._write(chat, "held")
 
@@ -108,6 +111,7 @@ class Janitor:
         self._end(chat, keep=False)
 
     def _end(self, chat: UpstreamChat, *, keep: bool) -> None:
+        self._answering.discard(chat)
         event = self._ledger.event(chat)
         if event is None:  # not of our making
             return
@@ -121,17 +125,18 @@ class Janitor:
         return self._ledger.held()
 
     async def clear_left_over(self, account_id: str) -> None:
-        """Deletes what an earlier run of the proxy left in this account."""
-        for chat in self._ledger.left_over():
-            if chat.account_id == account_id:
-                self.done(chat)
-                await anyio.sleep(LEFT_OVER_PACE_S)
+        """Deletes what an earlier run of the proxy left in this account, and what could not be before."""
+        left_over = (chat for chat in self._ledger.left_over() if chat not in self._answering)
+        for chat in [chat for chat in left_over if chat.account_id == account_id]:
+            self.done(chat)
+            await anyio.sleep(LEFT_OVER_PACE_S)
 
     async def _make(self, account_id: str, make: Callable[[], Awaitable[str]], birth: _Birth) -> None:
         try:
             chat = UpstreamChat(await make(), account_id)
             self._write(chat, "made")
             if birth.wanted:
+                self._answering.add(chat)
                 birth.chat = chat
             else:
                 self.done(chat)

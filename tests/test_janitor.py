@@ -76,6 +76,19 @@ async def test_a_chat_that_could_not_go_is_left_for_the_next_start(tmp_path: Pat
     assert Ledger(tmp_path / "chats.jsonl").left_over() == ()
 
 
+async def test_a_chat_that_is_answered_in_is_not_left_over(tmp_path: Path) -> None:
+    """An account's page may come up, and its chats be looked through, while others and it itself answer."""
+    chats = ScriptedChats()
+    janitor = Janitor(Ledger(tmp_path / "chats.jsonl"), chats, keep=False)
+    async with janitor.at_work():
+        chat = await janitor.fresh("a", new)
+        await janitor.clear_left_over("a")
+        janitor.hold(chat)
+        await janitor.clear_left_over("a")
+        assert janitor.holds(chat)
+    assert chats.deleted == []
+
+
 async def test_kept_chats_get_their_name_and_are_never_deleted(tmp_path: Path) -> None:
     chats = ScriptedChats()
     janitor = Janitor(Ledger(tmp_path / "chats.jsonl"), chats, keep=True)
