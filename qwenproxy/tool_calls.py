@@ -188,6 +188,8 @@ def _as_object(arguments: Any) -> tuple[dict[str, Any], bool]:
         try:
             values, is_mended = several(arguments)
         except NotJson as exc:
+            if not arguments.lstrip().startswith("{"):
+                break
             raise BadCall(f"The arguments cannot be read: {exc}.") from None
         arguments = values[0] if len(values) == 1 else values
     if isinstance(arguments, dict):
