@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -73,7 +74,7 @@ def _values(text: str, schema: Schema) -> Iterator[Any]:
         return
     except NotJson as exc:
         problem = exc
-    for block in _fenced(text):
+    for block in islice(_fenced(text), MOST_PLACES):
         try:
             yield json_text.read(block)
         except NotJson as exc:
