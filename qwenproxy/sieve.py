@@ -12,9 +12,9 @@ Markup is never text, in code neither: a call in a fence is a call, and takes th
 only spoken of is left out. Where a model only names a thing alike (`List<ToolCall>`, XML of somebody else),
 what follows tells. A `<tool_response>` at the beginning of a line is a result the model made up: it goes.
 
-White space around markup parts it from text and is no text itself. Where markup stood between two texts, what
-white space was before it stays between them (where there was none, that after it); at the beginning and at
-the end of the answer nothing does.
+White space around markup parts it from text and is no text itself. Where markup stood between two texts, as
+many line breaks stay between them as were on that side that had more, or else the blanks; at the beginning
+and at the end of the answer nothing does.
 
 Not read: Qwen-Agent's `✿FUNCTION✿` (a prompt's notation that we never use), ReAct's `Action:` lines.
 """
@@ -208,14 +208,15 @@ class ToolSieve:
         bare = text.lstrip(WHITE)
         if not self._said:
             return bare
-        return (self._white or text[: len(text) - len(bare)][:MOST_WHITE]) + bare
+        return _between(self._white, text[: len(text) - len(bare)][:MOST_WHITE], bare) + bare
 
     def _part(self, place: int) -> _Pieces:
         """Ends the text before the markup that begins there."""
         yield from self._say(place)
         held = self._held
-        if not (self._parted and self._white):
-            self._white = held.text[held.at : place] if self._said else ""
+        white = held.text[held.at : place]
+        if not self._parted or white.count("\n") > self._white.count("\n"):
+            self._white = white
         held.at = place
         self._parted, self._last, self._white_given = True, "", 0
         self._takes_objects = True
@@ -303,7 +304,7 @@ class ToolSieve:
         held = self._held
         yield from self._say(place)
         offset = place - held.at
-        if not (yield from self._is_call(offset + before)):
+        if not (yield from self._is_object(offset + before)):
             if _OBJECT_BEGINS.match(held.text, held.at + offset):
                 self._takes_objects = False
             return offset + 1
@@ -314,7 +315,7 @@ class ToolSieve:
         self._open_fence = wrapper == "fence" and not self._calls.fence_closed
         return 0
 
-    def _is_call(self, offset: int) -> Generator[None, None, bool]:
+    def _is_object(self, offset: int) -> Generator[None, None, bool]:
         held = self._held
         head = CallHead(self._knows, self._most_held)
         while True:
@@ -370,13 +371,16 @@ class ToolSieve:
                 tag = read_tag(held.text, place + length, ended=held.ended)
                 if tag is not None and tag.kind == "unfinished":
                     return (yield from self._wait(place))
-                if tag is not None and tag.kind in ("open", "function", "result") and tag.sure:
+                if tag is not None and self._is_call(tag):
                     yield from self._part(place)
                     held.at += length
                     self._open_fence = True
                     return 0
         self._fence = count
         return place + count - held.at
+
+    def _is_call(self, tag: Tag) -> bool:
+        return tag.kind in ("open", "result", "function") and (tag.sure or self._knows(tag.name))
 
     @staticmethod
     def _may_call(language: str, *, is_whole: bool) -> bool:
@@ -401,6 +405,16 @@ class ToolSieve:
         if held.ended or not _NO_SUCH_BEGINS.match(held.text, place):
             return place + 1 - held.at
         return (yield from self._wait(place))
+
+
+def _between(before: str, after: str, text: str) -> str:
+    """What stays of the white space on both sides of markup; `text` comes after it."""
+    if "\n" not in before + after:
+        return after or (before if text[0].isalnum() else "")
+    if after.count("\n") >= before.count("\n"):
+        return after
+    # A call's own indentation goes, the text's stays.
+    return before[: before.rindex("\n") + 1] + (after[after.rindex("\n") + 1 :] if "\n" in after else "")
 
 
 def _resolver(names: Collection[str]) -> Callable[[str], bool]:

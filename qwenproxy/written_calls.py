@@ -46,7 +46,10 @@ _TAG_OR_FENCE: Final = re.compile(rf"{TAG_BEGINS}|\n[ \t]{{0,20}}(?=`|\Z)")
 _BLANK: Final = re.compile(f"[{WHITE}]*")
 _EXTRA: Final = re.compile(rf"[{WHITE}}}\]]*")
 _EXTRA_COMMAS: Final = re.compile(rf"[{WHITE}}}\],;]*")
-_WORD: Final = re.compile(r"<?[\w.:/-]{0,128}+")
+_WORD: Final = re.compile(r"<?[\w.:/-]{0,128}+ ?[=>]?")
+_LABEL: Final = re.compile(
+    r"<?(?:(?:tool|function)(?:_?name)?|name|arguments|parameters) ?[:=>]", re.IGNORECASE
+)
 _FENCE: Final = re.compile(r"`{0,20}+[\w+-]{0,20}+")
 _NAMED: Final = re.compile(r'[\[{\s]*"(?:name|tool|tool_name|function|function_name|type|tool_calls)"')
 _NAME_FIRST: Final = re.compile(r"<?([\w.:/-]*\w)>?\s*[:(]?\s*(\{.*\})\s*\)?\s*(?:</\1>)?", re.DOTALL)
@@ -108,7 +111,7 @@ class WrittenCalls:
             held.taken()
 
     def _looks_called(self, offset: int) -> Generator[None, None, bool]:
-        """Whether it begins as broken calls do: with a tool's name, or a quote."""
+        """Whether it begins as broken calls do: with a tool's name, with a quote, or telling a name."""
         held = self._held
         while True:
             place = held.at + offset
@@ -116,7 +119,7 @@ class WrittenCalls:
                 return True
             word = held.ahead(_WORD, offset)
             if place + len(word) < len(held.text) or not (yield from held.more()):
-                return self._knows(word.strip("<.:/-"))
+                return _LABEL.fullmatch(word.rstrip()) is not None or self._knows(word.strip("<.:/- =>"))
 
     def _fence(self, offset: int) -> Reading:
         """Takes the beginning of a fence within the tags."""
