@@ -19,6 +19,7 @@ from qwenproxy.errors import InvalidAnswer, InvalidToolCall
 from qwenproxy.sieve import NoSuchTool, RawCall, ToolSieve
 from qwenproxy.structured import BadAnswer
 from qwenproxy.tool_calls import BadCall, CallReader
+from qwenproxy.tool_names import NoSuchName, meant
 
 NO_ANSWER = "The answer held neither text nor a call."
 NO_CALL = "The answer held no call, but it has to call one of the tools."
@@ -43,6 +44,7 @@ class Answering:
         self._request = request
         self._format = request.answer_format
         self._names = frozenset(tool.name for tool in request.tools)
+        self._may_call = _may_call(request)
         self._reader = CallReader(request.tools, request.tool_choice, new_id)
         self._calls = False
         """Whether a call was given out."""
@@ -61,15 +63,14 @@ class Answering:
         """Whether answers to `request` have to be read at all."""
         if request.drawing is not None or request.research:
             return False
-        has_calls = any(message.calls for message in request.messages)
-        return bool(request.tools) or request.answer_format is not None or has_calls
+        return _may_call(request) or request.answer_format is not None
 
     def _begin(self) -> None:
         self.again: Again | None = None
         """After a round: the next one, or None when the answer is whole."""
         self._mends = self._corrected or (self._fenced and self._spoke)
         """Whether this round only mends what was said before."""
-        self._sieve = ToolSieve(self._names)
+        self._sieve = ToolSieve(self._names) if self._may_call else None
         self._written: list[str] = []
         """All that the model wrote in this round."""
         self._held: list[str] = []
@@ -95,9 +96,13 @@ class Answering:
             case Text():
                 self._written.append(delta.text)
                 self._said_tokens = delta.output_tokens or self._said_tokens
-                yield from self._read(self._sieve.push(delta.text))
+                if self._sieve is None:
+                    yield from self._text(delta.text)
+                else:
+                    yield from self._read(self._sieve.push(delta.text))
             case Finished():
-                yield from self._read(self._sieve.finish())
+                if self._sieve is not None:
+                    yield from self._read(self._sieve.finish())
                 yield from self._end(delta)
             case _:
                 yield from self._give(delta)
@@ -112,7 +117,17 @@ class Answering:
                 case RawCall():
                     yield from self._call(piece)
                 case NoSuchTool():
-                    self._refused = True
+                    if self._fenced and not self._is_a_tool(piece.name):
+                        yield from self._text(f"Tool {piece.name} does not exist.\n")  # the model's own words
+                    else:
+                        self._refused = True
+
+    def _is_a_tool(self, name: str) -> bool:
+        try:
+            meant(name, tuple(self._names))
+        except NoSuchName:
+            return False
+        return True
 
     def _text(self, text: str) -> Iterator[Delta]:
         if self._format is not None or self._mends:
@@ -129,8 +144,6 @@ class Answering:
         except BadCall as exc:
             self._problem = self._problem or exc
             return
-        if not self._request.tool_choice.parallel:
-            calls = calls[:1]
         if calls and self._format is not None and not self._corrected:
             yield from self._release()
         for call in calls:
@@ -216,3 +229,8 @@ class Answering:
             sum(usage.output_tokens for usage in self._usage),
             sum(usage.reasoning_tokens for usage in self._usage),
         )
+
+
+def _may_call(request: ChatRequest) -> bool:
+    """Whether calls may stand in the answer: who has called before may do so again, tools or not."""
+    return bool(request.tools) or any(message.calls for message in request.messages)

@@ -142,6 +142,12 @@ def test_the_services_own_machinery_has_the_request_repeated_in_fenced_json() ->
         rounds(asked(), "Tool read_file does not exists.", "Tool read_file does not exists.")
 
 
+def test_who_says_twice_that_there_is_no_such_tool_may_be_right() -> None:
+    said = "Tool frobnicate does not exist. Use another."
+    reply = fold(rounds(asked(), said, said)[0])
+    assert (reply.text.split(), reply.finished.reason) == (said.split(), "stop")
+
+
 def test_after_fenced_json_there_is_a_correction_too() -> None:
     bad = '```json\n{"name": "read_file", "arguments": {"file": 1}}\n```'
     good = '```json\n{"name": "read_file", "arguments": {"path": "a.txt"}}\n```'
@@ -176,6 +182,12 @@ def test_json_is_held_back_until_it_fits() -> None:
     assert (json.loads(reply.text), reply.finished.cut) == ({"age": 8}, True)
     with pytest.raises(InvalidAnswer, match="age"):
         rounds(request, "{}", "{}")
+
+
+def test_json_about_calls_is_left_as_it_is() -> None:
+    told = {"age": 3, "note": CALL}
+    reply = fold(rounds(ChatRequest("qwen", TALK, answer_format=PERSON), json.dumps(told))[0])
+    assert json.loads(reply.text) == told
 
 
 def test_with_tools_and_a_format_a_call_comes_first_and_json_in_the_end() -> None:
