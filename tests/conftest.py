@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.serve import Standin, leaking, running_standin
 
+ASYNC_SHARE = 0.8
+"""Of a test's time limit, in which what is async has to be over; the rest is for its fixtures' ends."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -56,6 +61,29 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """An async test that takes too long is cancelled, and fails, while there is time left to end what it had.
+
+    pytest-timeout's signal, which comes after, would strike inside the loop: no test or fixture of the file
+    could use it any more, and nobody would end the file's Chromium.
+    """
+    if not iscoroutinefunction(pyfuncitem.obj):
+        return
+    marker = pyfuncitem.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else pyfuncitem.config.getini("timeout"))
+    pyfuncitem.obj = _ended_in_time(pyfuncitem.obj, limit_s * ASYNC_SHARE)
+
+
+def _ended_in_time(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callable[..., Awaitable[None]]:
+    @wraps(test)
+    async def ended(*arguments: object, **fixtures: object) -> None:
+        with anyio.fail_after(deadline_s):
+            await test(*arguments, **fixtures)
+
+    return ended
 
 
 @pytest.fixture
