@@ -149,7 +149,7 @@ async def engine(settings: Settings, *, chromium: Chromium | None = None) -> Asy
     hosts = ServiceHosts((settings.upstream, settings.storage_endpoint))
     media = MediaRows(settings.session_dir, clock)
     shelf = Shelf(media, files, hosts, transport.cookies, upstream=settings.upstream, proxy=settings.proxy)
-    remote = await run_sync(RemoteFiles, settings)
+    remote = RemoteFiles(settings)
     attachments = Attachments(files, remote, shelf, hosting, hosts, settings)
     history = History(settings.session_dir, clock)
     exchanges = Exchanges(settings.session_dir, clock, most=settings.remember_answers)
