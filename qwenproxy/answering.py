@@ -166,7 +166,7 @@ class Answering:
 
     def _end(self, finished: Finished) -> Iterator[Delta]:
         self._usage.append(finished.usage)
-        if self._refused and not self._fenced:
+        if self._refused and not self._fenced and not self._calls:
             self._fenced = True
             self.again = Again(fenced=True)
             return

@@ -22,13 +22,13 @@ Not read: Qwen-Agent's `✿FUNCTION✿` (a prompt's notation that we never use),
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from qwenproxy.held_text import HeldText
 from qwenproxy.json_edges import LEAST_HELD, MOST_HELD, WHITE, CallHead
-from qwenproxy.schema_parts import alike
+from qwenproxy.tool_names import known_by
 from qwenproxy.tool_tags import TAG_BEGINS, Tag, beginning, read_tag
 from qwenproxy.written_calls import MOST_WHITE, Wrapper, WrittenCalls
 from qwenproxy.written_calls import RawCall as RawCall
@@ -69,7 +69,6 @@ _LANGUAGES: Final = (
     *("", "json", "jsonc", "json5", "xml", "text", "txt", "plaintext"),
     *("tool", "tools", "tool_call", "tool_calls", "tool_code", "function", "function_call"),
 )
-_PREFIX: Final = re.compile(r"__|[.:/]")
 
 
 class ToolSieve:
@@ -82,7 +81,7 @@ class ToolSieve:
     def __init__(self, names: Collection[str]) -> None:
         """`names`: of the client's tools."""
         self._held = HeldText()
-        self._knows = _resolver(names)
+        self._knows = known_by(names)
         self._calls = WrittenCalls(self._held, self._knows)
         self._pieces = self._run()
         self._said = False
@@ -415,22 +414,3 @@ def _between(before: str, after: str, text: str) -> str:
         return after
     # A call's own indentation goes, the text's stays.
     return before[: before.rindex("\n") + 1] + (after[after.rindex("\n") + 1 :] if "\n" in after else "")
-
-
-def _resolver(names: Collection[str]) -> Callable[[str], bool]:
-    """Whether a name as a model writes it may mean one of these (`tool_names.py` tells which)."""
-    full = frozenset(map(alike, names))
-    endings = frozenset(ending for name in names for ending in _endings(name))
-
-    def knows(name: str) -> bool:
-        written = alike(name)
-        return bool(written) and (
-            written in full or written in endings or not full.isdisjoint(_endings(name))
-        )
-
-    return knows
-
-
-def _endings(name: str) -> set[str]:
-    """What is left of it without one or more prefixes."""
-    return {alike(name[found.end() :]) for found in _PREFIX.finditer(name)} - {""}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from qwenproxy.misfits import listed, quoted
@@ -34,7 +34,7 @@ def meant(name: str, names: Sequence[str]) -> str:
     ways = (
         [each for each in names if each == plain],
         [each for each in names if alike(each) == alike(plain)],
-        [each for each in names if alike(plain) in _endings(each) or alike(each) in _endings(plain)],
+        [each for each in names if alike(plain) in endings(each) or alike(each) in endings(plain)],
     )
     found = next(filter(None, ways), [])
     if len(found) == 1:
@@ -45,6 +45,18 @@ def meant(name: str, names: Sequence[str]) -> str:
     raise NoSuchName(f"there is no tool {quoted(name)}; the nearest are {listed(near)}")
 
 
-def _endings(name: str) -> set[str]:
-    """What is left of it without one or more prefixes."""
+def endings(name: str) -> set[str]:
+    """What is left of it without one or more prefixes, however it is spelt."""
     return {alike(name[found.end() :]) for found in _PREFIX.finditer(name)} - {""}
+
+
+def known_by(names: Collection[str]) -> Callable[[str], bool]:
+    """Whether a name may mean one of these; quicker than to tell which."""
+    full = frozenset(map(alike, names))
+    ends = frozenset(ending for name in names for ending in endings(name))
+
+    def knows(name: str) -> bool:
+        written = alike(name)
+        return bool(written) and (written in full or written in ends or not full.isdisjoint(endings(name)))
+
+    return knows

@@ -142,6 +142,12 @@ def test_the_services_own_machinery_has_the_request_repeated_in_fenced_json() ->
         rounds(asked(), "Tool read_file does not exists.", "Tool read_file does not exists.")
 
 
+def test_calls_that_were_given_out_are_not_asked_for_again() -> None:
+    seen, answering = rounds(asked(), f"{CALL}\nTool read_file does not exists.")
+    assert answering.again is None
+    assert (len(fold(seen).calls), fold(seen).text) == (1, "")
+
+
 def test_who_says_twice_that_there_is_no_such_tool_may_be_right() -> None:
     said = "Tool frobnicate does not exist. Use another."
     reply = fold(rounds(asked(), said, said)[0])
