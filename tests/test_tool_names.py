@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenproxy.tool_names import NoSuchName, meant
+from qwenproxy.tool_names import NoSuchName, known_by, meant
 
 NAMES = ("read_file", "Read", "mcp__fs__write-file", "github.search", "TodoWrite")
 
@@ -56,3 +56,11 @@ def test_nothing_is_guessed(written: str, names: tuple[str, ...], why: str) -> N
 def test_a_name_in_full_wins() -> None:
     assert meant("read", ("Read", "read", "fs.read")) == "read"
     assert meant("functions.read", ("functions.read", "read")) == "functions.read"
+
+
+def test_what_is_known_is_what_one_of_them_may_mean() -> None:
+    knows = known_by(("read_file", "mcp__files__write"))
+    for name in ("read_file", "Read-File", "functions.read_file", "write", "mcp__other__read_file"):
+        assert knows(name), name
+    for name in ("", "read", "file", "files", "mcp"):
+        assert not knows(name), name
