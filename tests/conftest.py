@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import wraps
 from inspect import iscoroutinefunction
@@ -14,6 +14,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from qwenproxy.browser.chromium import Chromium
+from qwenproxy.settings import Settings
 from tests.serve import Standin, leaking, running_standin
 
 ASYNC_SHARE = 0.8
@@ -86,8 +88,9 @@ def _ended_in_time(test: Callable[..., Awaitable[None]], deadline_s: float) -> C
     return ended
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
+    """One loop a file, where a fixture lives as long as the file."""
     return "asyncio"
 
 
@@ -106,6 +109,13 @@ def chromium_path() -> str:
     if found is None:
         pytest.skip("no Chromium on this computer; on Debian: apt-get install chromium")
     return found
+
+
+@pytest.fixture(scope="module")
+async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
+    """One for all the tests of a file."""
+    async with Chromium(Settings(browser=chromium_path)) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -159,18 +158,6 @@ def test_an_account_is_told_with_age_and_rest(
 
 
 # ---- the message, by one Chromium ----
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for the module's one Chromium."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
-    async with Chromium(Settings(browser=chromium_path)) as started:
-        yield started
 
 
 async def message(folder: Path, standin: Standin, chromium: Chromium) -> list[Finding]:

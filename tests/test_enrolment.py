@@ -33,18 +33,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.browser, pytest.mark.timeout(90)]
 ONE, TWO, LATE = "one@example.com", "two@example.com", "pending@example.com"
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for the module's one Chromium."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
-    async with Chromium(Settings(browser=chromium_path)) as started:
-        yield started
-
-
 class Desk:
     """An enrolment over a session folder, and what it said."""
 

@@ -29,11 +29,6 @@ BEN = Caller("key_b", "ben", frozenset({"chat"}))
 DAY_MS = 86_400_000
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class StandingClock:
     """Wall time that a test sets; real time for what waits."""

@@ -41,20 +41,8 @@ def _listens(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop a file, for one Chromium a file."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 def small_settings(small_site: str, chromium_path: str) -> Settings:
     return Settings(upstream=small_site, auth_upstream=small_site, browser=chromium_path)
-
-
-@pytest.fixture(scope="module")
-async def chromium(small_settings: Settings) -> AsyncIterator[Chromium]:
-    async with Chromium(small_settings) as started:
-        yield started
 
 
 @pytest.fixture

@@ -115,18 +115,6 @@ WHOLE = (
 )
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """One loop for the module's one Chromium."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def chromium(chromium_path: str) -> AsyncIterator[Chromium]:
-    async with Chromium(Settings(browser=chromium_path)) as started:
-        yield started
-
-
 @asynccontextmanager
 async def road(standin: Standin, chromium: Chromium) -> AsyncIterator[QwenClient]:
     settings = Settings(upstream=standin.site, auth_upstream=standin.auth)
