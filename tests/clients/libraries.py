@@ -156,9 +156,7 @@ import litellm
 
 asked = {"model": "openai/qwen", "api_base": "http://127.0.0.1:3264/v1", "api_key": "any"}""",
         """\
-as_claude = {
-    "model": "anthropic/claude-sonnet-4-5", "api_base": "http://127.0.0.1:3264", "api_key": "any"
-}""",
+claude = {"model": "anthropic/claude-sonnet-4-5", "api_base": "http://127.0.0.1:3264", "api_key": "any"}""",
     ),
     """
 import json
@@ -187,7 +185,7 @@ TOOLS = [
     tool("write_file", path=TEXT, content=TEXT),
     tool("list_files", folder=TEXT, depth={"type": "integer"}),
 ]
-for how in (asked, as_claude):
+for how in (asked, claude):
     for stream in (False, True):
         file.write_text("")
         talk, turns = [ASKED], 0
