@@ -6,6 +6,7 @@ nothing after. A failure is an exception, never a delta, so that no `match` can 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -279,6 +280,12 @@ def written(text: str, media: Iterable[Media]) -> str:
     """An answer's text, with its pictures after it in Markdown."""
     urls = (m.url.replace(" ", "%20").replace("(", "%28").replace(")", "%29") for m in media)
     return "\n\n".join([*([text] if text else []), *(f"![image]({url})" for url in urls)])
+
+
+def cited(text: str, number: int) -> tuple[int, int]:
+    """From where to where the text first cites that source, as `[[2]]` or `[[1,2]]`; (0, 0): nowhere."""
+    found = re.search(rf"\[\[(?:\d+,\s?)*{number}(?:,\s?\d+)*\]\]", text)
+    return found.span() if found is not None else (0, 0)
 
 
 def fold(deltas: Iterable[Delta]) -> Reply:

@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from qwenproxy.chat import Finished, Media, Source, Started, Text, Thinking, ToolCall, Usage, fold
+from qwenproxy.chat import (
+    Finished,
+    Media,
+    Source,
+    Started,
+    Text,
+    Thinking,
+    ToolCall,
+    Usage,
+    cited,
+    fold,
+)
 
 STARTED = Started("chat", "response", "qwen3-max")
 FINISHED = Finished("stop", Usage(3, 5, 2))
@@ -34,3 +45,11 @@ def test_the_parts_of_an_answer_keep_their_order_and_neighbours_of_a_kind_are_on
     assert reply.parts == (Thinking("Hm"), Text("Look"), call, call, Text("."))
     assert (reply.text, reply.calls) == ("Look.", (call, call))
     assert fold([STARTED, Media("https://x/a.png"), FINISHED]).parts == (Media("https://x/a.png"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("So [[2]].", (3, 8)), ("[[12]] [[1, 2]]", (7, 15)), ("[[29,2,181]]", (0, 12)), ("[[12]] [2]", (0, 0))],
+)
+def test_where_a_source_is_cited(text: str, place: tuple[int, int]) -> None:
+    assert cited(text, 2) == place

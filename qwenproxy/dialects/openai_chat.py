@@ -26,6 +26,7 @@ from qwenproxy.chat import (
     Thinking,
     ToolCall,
     Usage,
+    cited,
     written,
 )
 from qwenproxy.clock import Clock, SystemClock
@@ -308,14 +309,12 @@ def _choice(index: int, reply: Reply, echo: Mapping[str, Any]) -> Json:
 
 def _citation(source: Source, text: str = "") -> Json:
     """Where the text cites the page, or 0 to 0 where that cannot be said (a stream is not read twice)."""
-    mark = f"[[{source.number}]]"
-    start = text.find(mark)
-    place = (start, start + len(mark)) if start >= 0 else (0, 0)
+    start, end = cited(text, source.number)
     return {
         "type": "url_citation",
         "url_citation": {
-            "start_index": place[0],
-            "end_index": place[1],
+            "start_index": start,
+            "end_index": end,
             "url": source.url,
             "title": source.title,
         },

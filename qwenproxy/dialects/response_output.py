@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, TypeAlias
 
-from qwenproxy.chat import Media, Source, written
+from qwenproxy.chat import Media, Source, cited, written
 from qwenproxy.dialects.base import Json
 
 BETWEEN: Final = "\n\n"
@@ -143,15 +143,14 @@ def citations(text: str, sources: Sequence[Source], told: set[int]) -> list[Json
     """
     found: list[Json] = []
     for source in sorted(sources, key=lambda source: source.number):
-        mark = f"[[{source.number}]]"
-        start = text.find(mark)
-        if start >= 0 or source.number not in told:
+        start, end = cited(text, source.number)
+        if end or source.number not in told:
             told.add(source.number)
             found.append(
                 {
                     "type": "url_citation",
-                    "start_index": max(start, 0),
-                    "end_index": start + len(mark) if start >= 0 else 0,
+                    "start_index": start,
+                    "end_index": end,
                     "url": source.url,
                     "title": source.title,
                 }
