@@ -17,6 +17,7 @@ import pytest
 
 from qwenproxy.standin.memory import Options
 from qwenproxy.standin.site import Standin as StandinApp
+from qwenproxy.standin.site import listening_socket
 from tests.serve import ROOT, Standin, clean_environment, running_standin, until
 from tests.standin.visitor import Visitor, deltas, new_body, parsed, question, text_of
 
@@ -30,6 +31,11 @@ async def test_it_serves_in_the_loop_of_somebody_else() -> None:
         assert "stand-in" in (await http.get(addresses.site)).text
     with pytest.raises(httpx.ConnectError):
         httpx.get(addresses.site)
+
+
+def test_small_pieces_do_not_wait_for_larger_ones() -> None:
+    with listening_socket("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio looks at this before it sets TCP_NODELAY"
 
 
 @pytest.mark.anyio
