@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, Page, Response, async_playwright
+from playwright.async_api import Browser, Page, Response
 
+from qwenproxy.browser.chromium import Chromium
 from tests.serve import Standin
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser, pytest.mark.timeout(90)]
 
 
 @pytest.fixture
-async def chromium(chromium_path: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        yield await playwright.chromium.launch(executable_path=chromium_path, chromium_sandbox=False)
+async def browser(chromium: Chromium) -> AsyncIterator[Browser]:
+    """With nothing left in it of another test."""
+    browser = (await chromium.current()).browser
+    yield browser
+    for context in browser.contexts:
+        await context.close()
 
 
 def is_boot_end(answer: Response) -> bool:
@@ -34,8 +38,8 @@ async def sign_in(page: Page, standin: Standin) -> None:
 
 
 @pytest.mark.parametrize("standin", ["B", "C"], indirect=True)
-async def test_a_person_signs_in_and_the_page_boots(chromium: Browser, standin: Standin) -> None:
-    page = await chromium.new_page()
+async def test_a_person_signs_in_and_the_page_boots(browser: Browser, standin: Standin) -> None:
+    page = await browser.new_page()
     await sign_in(page, standin)
     assert "/auth" not in page.url
     version = {"B": "0.2.91", "C": "0.3.12"}[standin.era]
@@ -49,8 +53,8 @@ async def test_a_person_signs_in_and_the_page_boots(chromium: Browser, standin: 
     assert "/auth" not in page.url
 
 
-async def test_a_wrong_password_is_said(chromium: Browser, standin: Standin) -> None:
-    page = await chromium.new_page()
+async def test_a_wrong_password_is_said(browser: Browser, standin: Standin) -> None:
+    page = await browser.new_page()
     await page.goto(f"{standin.site}/auth")
     await page.locator('input[type="email"]').fill("one@example.com")
     await page.locator('input[type="password"]').fill("wrong")
@@ -58,25 +62,25 @@ async def test_a_wrong_password_is_said(chromium: Browser, standin: Standin) -> 
     await page.get_by_text("The email or password is incorrect.").wait_for()
 
 
-async def test_the_demo_page_signs_itself_in(chromium: Browser, standin: Standin) -> None:
+async def test_the_demo_page_signs_itself_in(browser: Browser, standin: Standin) -> None:
     standin.options(demo=True)
-    page = await chromium.new_page()
+    page = await browser.new_page()
     async with page.expect_response(is_boot_end):
         await page.goto(standin.site)
     assert standin.state()["sessions"][0]["account"] == "demo@example.com"
 
 
-async def test_people_sign_in_one_after_the_other(chromium: Browser, standin: Standin) -> None:
+async def test_people_sign_in_one_after_the_other(browser: Browser, standin: Standin) -> None:
     standin.options(demo=True, people=["one@example.com", "two@example.com"])
     for _ in range(3):
-        context = await chromium.new_context()
+        context = await browser.new_context()
         page = await context.new_page()
         async with page.expect_response(is_boot_end):
             await page.goto(f"{standin.site}/auth")
         await context.close()
     assert accounts(standin) == ["one@example.com", "two@example.com", "two@example.com"]
     standin.options(people=["three@example.com"])
-    page = await chromium.new_page()
+    page = await browser.new_page()
     async with page.expect_response(is_boot_end):
         await page.goto(f"{standin.site}/auth")
     assert accounts(standin)[3:] == ["three@example.com"]
@@ -86,9 +90,9 @@ def accounts(standin: Standin) -> list[str]:
     return [session["account"] for session in standin.state()["sessions"]]
 
 
-async def test_a_person_in_windows_leaves_a_headless_page_alone(chromium: Browser, standin: Standin) -> None:
+async def test_a_person_in_windows_leaves_a_headless_page_alone(browser: Browser, standin: Standin) -> None:
     standin.options(demo=True, person_in="windows")
-    page = await chromium.new_page()
+    page = await browser.new_page()
     await page.goto(standin.site)
     await page.wait_for_url("**/auth")
     await page.clock.install()
@@ -98,10 +102,10 @@ async def test_a_person_in_windows_leaves_a_headless_page_alone(chromium: Browse
 
 @pytest.mark.parametrize("pending", ["overlay", "refused"])
 async def test_an_address_is_confirmed_by_the_person(
-    chromium: Browser, standin: Standin, pending: str
+    browser: Browser, standin: Standin, pending: str
 ) -> None:
     standin.options(demo=True, people=["pending@example.com"], pending=pending)
-    page = await chromium.new_page()
+    page = await browser.new_page()
     await page.goto(f"{standin.site}/auth")
     if pending == "refused":
         await page.get_by_text("Your account is not activated.").wait_for()
@@ -119,10 +123,10 @@ async def test_an_address_is_confirmed_by_the_person(
 
 @pytest.mark.parametrize("identity", ["page", "popup"])
 async def test_an_identity_provider_on_another_origin_refuses(
-    chromium: Browser, standin: Standin, identity: str
+    browser: Browser, standin: Standin, identity: str
 ) -> None:
     standin.options(demo=True, identity=identity)
-    context = await chromium.new_context()
+    context = await browser.new_context()
     page = await context.new_page()
     if identity == "popup":
         async with context.expect_page() as popup, page.expect_response(is_boot_end):
@@ -138,9 +142,9 @@ async def test_an_identity_provider_on_another_origin_refuses(
 
 
 async def test_a_challenged_sign_ins_page_shows_the_dialog_until_it_is_solved(
-    chromium: Browser, standin: Standin
+    browser: Browser, standin: Standin
 ) -> None:
-    context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
+    context = await browser.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
     standin._control("POST", "challenge", {"account": "one@example.com"})
     page = await context.new_page()
     await page.goto(standin.site)
@@ -152,8 +156,8 @@ async def test_a_challenged_sign_ins_page_shows_the_dialog_until_it_is_solved(
     assert [session["challenged"] for session in standin.state()["sessions"]] == [False]
 
 
-async def test_a_refused_token_is_renewed_as_the_page_loads(chromium: Browser, standin: Standin) -> None:
-    context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
+async def test_a_refused_token_is_renewed_as_the_page_loads(browser: Browser, standin: Standin) -> None:
+    context = await browser.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
     page = await context.new_page()
     async with page.expect_response(is_boot_end):
         await page.goto(standin.site)
@@ -168,9 +172,9 @@ async def test_a_refused_token_is_renewed_as_the_page_loads(chromium: Browser, s
     await second.wait_for_url("**/auth")
 
 
-async def test_a_page_may_renew_by_a_timer(chromium: Browser, standin: Standin) -> None:
+async def test_a_page_may_renew_by_a_timer(browser: Browser, standin: Standin) -> None:
     standin.options(renew="timer", access_token_s=2.0)
-    context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
+    context = await browser.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
     page = await context.new_page()
     async with page.expect_response(is_boot_end):
         await page.goto(standin.site)
@@ -178,8 +182,8 @@ async def test_a_page_may_renew_by_a_timer(chromium: Browser, standin: Standin) 
     await page.wait_for_function("old => localStorage.token !== old", arg=old)
 
 
-async def test_a_challenged_call_hangs_under_a_dialog(chromium: Browser, standin: Standin) -> None:
-    context = await chromium.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
+async def test_a_challenged_call_hangs_under_a_dialog(browser: Browser, standin: Standin) -> None:
+    context = await browser.new_context(storage_state=standin.storage_state("one@example.com"))  # type: ignore[arg-type]
     page = await context.new_page()
     async with page.expect_response(is_boot_end):
         await page.goto(standin.site)
