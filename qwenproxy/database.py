@@ -45,6 +45,15 @@ class Database:
             with self._open:
                 yield self._open
 
+    @contextmanager
+    def used(self) -> Iterator[sqlite3.Connection]:
+        """The same for who knows nothing of SQLite. Raises: StoreError."""
+        try:
+            with self.alone() as db:
+                yield db
+        except sqlite3.Error as exc:
+            raise StoreError(f"{self._path.name} cannot be used: {exc}") from exc
+
     def close(self) -> None:
         with self._lock:
             self._let_go()

@@ -68,6 +68,8 @@ class QwenProxyError(Exception):
     """Seconds after which trying again makes sense; becomes `Retry-After`."""
     conversation_id: str = ""
     """The chat of ours in which it happened, where there is one."""
+    ends_connection = False
+    """Whether the rest of what the client sends is not waited for."""
 
 
 class CallerError(QwenProxyError):

@@ -64,7 +64,7 @@ class Exchanges:
             exchange.id,
             caller.mark,
             self._now_s(),
-            packed(exchange.messages),
+            _packed(exchange.messages),
             home.account_id if home.chat_id else "",
             home.chat_id,
             home.response_id,
@@ -86,7 +86,7 @@ class Exchanges:
             ).fetchall()
         for mark, messages, account, chat, response, *kept in rows:
             if caller.sees(mark):
-                return Exchange(exchange_id, unpacked(messages), Home(account, chat, response), *kept)
+                return Exchange(exchange_id, _unpacked(messages), Home(account, chat, response), *kept)
         return None
 
     def delete(self, exchange_id: str, caller: Caller) -> frozenset[UpstreamChat]:
@@ -135,13 +135,11 @@ def _twins(rows: Iterable[Any]) -> Iterator[UpstreamChat]:
         yield UpstreamChat(chat, account)
 
 
-def packed(messages: Sequence[Message]) -> bytes:
-    """Messages as they are kept in a database."""
+def _packed(messages: Sequence[Message]) -> bytes:
     return zlib.compress(json.dumps([_row(message) for message in messages]).encode())
 
 
-def unpacked(raw: bytes) -> tuple[Message, ...]:
-    """The messages that `packed` made `raw` of."""
+def _unpacked(raw: bytes) -> tuple[Message, ...]:
     return tuple(_message(*row) for row in json.loads(zlib.decompress(raw)))
 
 

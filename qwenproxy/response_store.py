@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,6 @@ from typing import Any, Final
 from qwenproxy.caller import Caller
 from qwenproxy.clock import Clock
 from qwenproxy.database import Database
-from qwenproxy.errors import StoreError
 from qwenproxy.exchanges import LASTS_S
 
 TABLES: Final = """
@@ -69,7 +67,7 @@ class ResponseStore:
         now_s = self._now_s()
         status = response.body["status"]
         row = (response.id, caller.mark, now_s, status, _packed(response.body), _packed(response.items))
-        with self._used() as db:
+        with self._database.used() as db:
             if self.keeps:
                 db.execute("insert or replace into responses values (?, ?, ?, ?, ?, ?)", row)
             # A clock that was set back must not keep for ever what it calls the future.
@@ -82,7 +80,7 @@ class ResponseStore:
 
     def get(self, response_id: str, caller: Caller) -> StoredResponse | None:
         """What is kept under the id, for this caller."""
-        with self._used() as db:
+        with self._database.used() as db:
             rows = self._rows(db, response_id)
         for mark, body, items in rows:
             if caller.sees(mark):
@@ -91,7 +89,7 @@ class ResponseStore:
 
     def delete(self, response_id: str, caller: Caller) -> bool:
         """Whether there was one."""
-        with self._used() as db:
+        with self._database.used() as db:
             marks = [mark for mark, _, _ in self._rows(db, response_id) if caller.sees(mark)]
             db.executemany(
                 "delete from responses where id = ? and mark = ?", [(response_id, mark) for mark in marks]
@@ -106,14 +104,6 @@ class ResponseStore:
             "select mark, body, items from responses where id = ? and at > ?",
             (response_id, self._now_s() - LASTS_S),
         ).fetchall()
-
-    @contextmanager
-    def _used(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._database.alone() as db:
-                yield db
-        except sqlite3.Error as exc:
-            raise StoreError(f"responses.sqlite3 cannot be used: {exc}") from exc
 
     def _now_s(self) -> float:
         return self._clock.now().timestamp()

@@ -6,16 +6,12 @@ what it costs is the ids of the videos in it.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from qwenproxy.clock import Clock
 from qwenproxy.database import Database
-from qwenproxy.errors import StoreError
 
 LASTS_DAYS: Final = 30
 TABLES: Final = """
@@ -73,7 +69,7 @@ class VideoTasks:
     def put(self, task: VideoTask) -> None:
         """Keeps the task as it is now; forgets those that are too old. Raises: StoreError."""
         oldest = int(self._clock.now().timestamp()) - LASTS_DAYS * 86_400
-        with self._used() as db:
+        with self._database.used() as db:
             db.execute("delete from tasks where created < ?", (oldest,))
             db.execute(
                 "insert or replace into tasks values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -82,23 +78,15 @@ class VideoTasks:
 
     def get(self, task_id: str) -> VideoTask | None:
         """Raises: StoreError."""
-        with self._used() as db:
+        with self._database.used() as db:
             row = db.execute("select * from tasks where id = ?", (task_id,)).fetchone()
         return VideoTask(*row) if row else None
 
     def open_ones(self) -> tuple[VideoTask, ...]:
         """Those that have not ended, oldest first. Raises: StoreError."""
-        with self._used() as db:
+        with self._database.used() as db:
             rows = db.execute("select * from tasks where state = 'running' order by created, id").fetchall()
         return tuple(VideoTask(*row) for row in rows)
 
     def close(self) -> None:
         self._database.close()
-
-    @contextmanager
-    def _used(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._database.alone() as db:
-                yield db
-        except sqlite3.Error as exc:
-            raise StoreError(f"tasks.sqlite3 cannot be used: {exc}") from exc

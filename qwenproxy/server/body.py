@@ -25,7 +25,7 @@ class ClientGone(Exception):
 
 
 class BodyTooSlow(BadRequest):
-    pass
+    ends_connection = True
 
 
 async def read_body(

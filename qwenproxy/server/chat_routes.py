@@ -25,7 +25,7 @@ from qwenproxy.history import ChatRow, Found
 from qwenproxy.library import Criteria, Library
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.body import BodyTooSlow, ClientGone, read_json
+from qwenproxy.server.body import ClientGone, read_json
 from qwenproxy.server.relay import Bounds, read_within
 from qwenproxy.server.responses import error_response, json_response
 from qwenproxy.transcript import Transcript
@@ -103,8 +103,7 @@ class ChatRoutes:
         except ClientGone:
             return Response()
         except QwenProxyError as exc:
-            late = {"Connection": "close"} if isinstance(exc, BodyTooSlow) else None
-            return error_response(exc, error_body(exc), late)
+            return error_response(exc, error_body(exc))
         except Exception:
             log.exception("a request about chats broke")
             error = QwenProxyError(INTERNAL)

@@ -29,7 +29,7 @@ from qwenproxy.file_store import MESSAGE, FileStore, StoredFile
 from qwenproxy.qwen.files import HostedFile
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.body import BodyTooSlow, ClientGone
+from qwenproxy.server.body import ClientGone
 from qwenproxy.server.forms import Form, FormBounds, read_form
 from qwenproxy.server.patience import PatientAnswer
 from qwenproxy.server.relay import Bounds, read_object
@@ -134,8 +134,7 @@ class FileRoutes:
         except ClientGone:
             return Response()
         except QwenProxyError as exc:
-            late = {"Connection": "close"} if isinstance(exc, BodyTooSlow) else None
-            return error_response(exc, told(exc), late)
+            return error_response(exc, told(exc))
         except Exception:
             log.exception("a request about files broke")
             error = QwenProxyError(INTERNAL)

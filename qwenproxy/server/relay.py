@@ -42,7 +42,7 @@ from qwenproxy.guests import tokens_in
 from qwenproxy.qwen.models import Model
 from qwenproxy.server.access import caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.body import BodyTooSlow, ClientGone, read_body, read_json
+from qwenproxy.server.body import ClientGone, read_body, read_json
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.patience import SILENCE_S, PaddedJson
 from qwenproxy.server.responses import error_response, json_response
@@ -245,8 +245,7 @@ class _Wire:
 
     async def refuse(self, error: QwenProxyError, body: Json) -> None:
         self.started = True
-        late = {"Connection": "close"} if isinstance(error, BodyTooSlow) else None
-        await self._whole.end(error_response(error, body, late))
+        await self._whole.end(error_response(error, body))
 
     @property
     def padded(self) -> bool:

@@ -18,6 +18,8 @@ def json_response(body: Json, status: int = 200, headers: Mapping[str, str] | No
 def error_response(error: QwenProxyError, body: Json, headers: Mapping[str, str] | None = None) -> Response:
     """`body` is what the dialect makes of `error`."""
     more = dict(headers or {})
+    if error.ends_connection:
+        more["Connection"] = "close"
     if error.retry_after_s is not None:
         more["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return json_response(body, error.status, more)

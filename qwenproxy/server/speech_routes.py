@@ -28,7 +28,7 @@ from qwenproxy.qwen.speech_service import Voice
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import INTERNAL, Admission
 from qwenproxy.server.attended import attended
-from qwenproxy.server.body import BodyTooSlow, ClientGone
+from qwenproxy.server.body import ClientGone
 from qwenproxy.server.connection import EXTENSION
 from qwenproxy.server.relay import Bounds, read_object
 from qwenproxy.server.responses import error_response, json_response
@@ -182,8 +182,7 @@ def _freed(coder: Encoder) -> None:
 
 async def _refuse(error: QwenProxyError, out: _Out, scope: Scope, receive: Receive, send: Send) -> None:
     if not out.started:
-        late = {"Connection": "close"} if isinstance(error, BodyTooSlow) else None
-        await error_response(error, envelope(error), late)(scope, receive, send)
+        await error_response(error, envelope(error))(scope, receive, send)
     elif out.events and not out.ended:
         await out.write(frame({"type": "error", **envelope(error)}).encode(), more=False)
     elif not out.ended:

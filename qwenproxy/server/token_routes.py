@@ -18,7 +18,7 @@ from qwenproxy.dialects.base import Dialect
 from qwenproxy.errors import QwenProxyError
 from qwenproxy.server.access import KeyRoute
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.body import BodyTooSlow, ClientGone
+from qwenproxy.server.body import ClientGone
 from qwenproxy.server.relay import Bounds, read_object
 from qwenproxy.server.responses import error_response, json_response
 
@@ -54,8 +54,7 @@ class TokenRoutes:
         except ClientGone:
             return Response()
         except QwenProxyError as exc:
-            late = {"Connection": "close"} if isinstance(exc, BodyTooSlow) else None
-            return error_response(exc, self._dialect.error(exc), late)
+            return error_response(exc, self._dialect.error(exc))
         except Exception:
             log.exception("tokens could not be counted")
             error = QwenProxyError(INTERNAL)

@@ -22,7 +22,7 @@ from qwenproxy.dialects.openai_videos import parse, task_body, video_body, video
 from qwenproxy.errors import BadRequest, GenerationFailed, QwenProxyError
 from qwenproxy.server.access import KeyRoute, caller_of
 from qwenproxy.server.admission import INTERNAL, Admission
-from qwenproxy.server.body import BodyTooSlow, ClientGone
+from qwenproxy.server.body import ClientGone
 from qwenproxy.server.patience import SILENCE_S, PatientAnswer
 from qwenproxy.server.relay import Bounds, base_url, read_object
 from qwenproxy.server.responses import error_response, json_response
@@ -74,8 +74,7 @@ class VideoRoutes:
         except ClientGone:
             return Response()
         except QwenProxyError as exc:
-            late = {"Connection": "close"} if isinstance(exc, BodyTooSlow) else None
-            return error_response(exc, envelope(exc), late)
+            return error_response(exc, envelope(exc))
         except Exception:
             log.exception("a request about videos broke")
             return _failed(QwenProxyError(INTERNAL))
